@@ -1,4 +1,4 @@
-"""Content hashes: of one tensor, and of a whole model.
+"""The content hash of a whole model.
 
 Two models have the same fingerprint exactly when they would be written to the same file, apart from what carries no
 meaning: the order of initializers, attributes, metadata and opset imports, and how a tensor's bytes are stored (typed
@@ -9,73 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import struct
-from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.errors import ModelError
+from graphopt.ir.tensors import quantization_annotation, tensor_hash
 
-_CACHE_KEY = "graphopt.sha256"
-_QUANTIZATION_KEY = "quant_parameter_tensor_names"
-
-
-class UnresolvedTensor(ir.LazyTensor):
-    """A tensor known by dtype, shape and content hash only, as a text dump without its weights leaves it.
-
-    It has a :func:`tensor_hash` and so a place in a :func:`fingerprint`; asking for its data raises ModelError.
-    """
-
-    def __init__(self, dtype: ir.DataType, dims: Iterable[int], content_hash: str, *, name: str | None = None):
-        super().__init__(self._refuse, dtype, ir.Shape(dims, frozen=True), name=name)
-        self.meta[_CACHE_KEY] = content_hash
-
-    def _refuse(self) -> NoReturn:
-        raise ModelError(
-            f"the data of tensor {self.name!r} is not here, only its hash sha256-{tensor_hash(self)}",
-            hint="parse the text with resolve=..., or take the tensor from the model that was dumped",
-        )
-
-
-def tensor_hash(tensor: ir.TensorProtocol) -> str:
-    """Return the hex sha256 over dtype, shape and content of ``tensor``; its name does not count.
-
-    The bytes are those of ONNX's raw form (little endian, packed below one byte an element). An external tensor is read
-    in chunks. The result is kept on the tensor, whose content never changes. Raises OSError or ValueError when external
-    data is missing or lies outside the model's folder.
-    """
-    known = tensor.meta.get(_CACHE_KEY)
-    if isinstance(known, str):
-        return known
-    digest = hashlib.sha256(f"{tensor.dtype.name}{list(tensor.shape.dims)}\n".encode())
-    if tensor.dtype == ir.DataType.STRING:
-        for item in string_items(tensor):
-            digest.update(struct.pack("<q", len(item)) + item)
-    elif isinstance(tensor, ir.ExternalTensor) and tensor.size:
-        tensor.tofile(_DigestFile(digest))
-    else:
-        digest.update(_mask_padding(tensor, tensor.tobytes()))
-    result = digest.hexdigest()
-    tensor.meta[_CACHE_KEY] = result
-    return result
-
-
-def string_items(tensor: ir.TensorProtocol) -> list[bytes]:
-    """Return the elements of a string tensor, in order, as bytes."""
-    items = tensor.string_data() if isinstance(tensor, ir.StringTensor) else tensor.numpy().reshape(-1).tolist()
-    return [item.encode() if isinstance(item, str) else bytes(item) for item in items]
-
-
-def quantization_annotation(value: ir.Value) -> dict[str, str]:
-    """Return the names of the tensors that hold the quantization parameters of ``value``, by role."""
-    return dict(value.meta.get(_QUANTIZATION_KEY) or {})
-
-
-def set_quantization_annotation(value: ir.Value, names: Mapping[str, str]) -> None:
-    """Record the names of the tensors that hold the quantization parameters of ``value``, by role."""
-    value.meta[_QUANTIZATION_KEY] = dict(names)
+__all__ = ["fingerprint", "tensor_hash"]
 
 
 def fingerprint(model: ir.Model) -> str:
@@ -95,24 +37,6 @@ def fingerprint(model: ir.Model) -> str:
     return _digest([header, _graph_digest(model.graph), *functions])
 
 
-class _DigestFile:
-    """A file to write to, which keeps only the hash."""
-
-    def __init__(self, digest: Any):
-        self._digest = digest
-
-    def write(self, data: bytes) -> None:
-        self._digest.update(data)
-
-
-def _mask_padding(tensor: ir.TensorProtocol, data: bytes) -> bytes:
-    # ONNX leaves the unused high bits of the last byte of a 2- or 4-bit tensor open; they are no content.
-    used = tensor.size * tensor.dtype.bitwidth % 8
-    if not used or not data:
-        return data
-    return data[:-1] + bytes([data[-1] & ((1 << used) - 1)])
-
-
 def _digest(parts: Iterable[object]) -> str:
     # ascii() of nested tuples of str, bytes and int is unambiguous, and fast because it is one call into C.
     digest = hashlib.sha256()
@@ -125,7 +49,7 @@ def _graph_digest(graph: ir.Graph) -> str:
     parts: list[object] = [(graph.name or "", graph.doc_string or "", sorted(graph.metadata_props.items()))]
     parts.append([_typed_value(value) for value in graph.inputs])
     parts.append([_typed_value(value) for value in graph.outputs])
-    parts += sorted(_initializer(name, value) for name, value in graph.initializers.items())
+    parts += sorted(_initializer(v, v.const_value) for v in graph.initializers.values() if v.const_value is not None)
     parts += (_node(node) for node in graph)
     return _digest(parts)
 
@@ -183,9 +107,8 @@ def _typed_value(value: ir.Value) -> tuple[object, ...]:
     return *_value(value), _type(value.type, value.shape)
 
 
-def _initializer(name: str, value: ir.Value) -> tuple[object, ...]:
-    tensor = value.const_value
-    return name, _value(value), _tensor(tensor) if tensor is not None else ()
+def _initializer(value: ir.Value, tensor: ir.TensorProtocol) -> tuple[object, ...]:
+    return *_value(value), _tensor(tensor)
 
 
 def _tensor(tensor: ir.TensorProtocol) -> tuple[object, ...]:

@@ -1,0 +1,103 @@
+"""Tensors beyond those of onnx-ir (known by hash only, sparse), and what is read from any tensor: hash and strings."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import onnx_ir as ir
+
+from graphopt.errors import ModelError
+
+_CACHE_KEY = "graphopt.sha256"
+_QUANTIZATION_KEY = "quant_parameter_tensor_names"
+
+
+class UnresolvedTensor(ir.LazyTensor):
+    """A tensor known by dtype, shape and content hash only, as a text dump without its weights leaves it.
+
+    It has a :func:`tensor_hash` and so a place in a :func:`fingerprint`; asking for its data raises ModelError.
+    """
+
+    def __init__(self, dtype: ir.DataType, dims: Iterable[int], content_hash: str, *, name: str | None = None):
+        super().__init__(self._refuse, dtype, ir.Shape(dims, frozen=True), name=name)
+        self.meta[_CACHE_KEY] = content_hash
+
+    def _refuse(self) -> NoReturn:
+        raise ModelError(
+            f"the data of tensor {self.name!r} is not here, only its hash sha256-{tensor_hash(self)}",
+            hint="parse the text with resolve=..., or take the tensor from the model that was dumped",
+        )
+
+
+@dataclass(frozen=True)
+class SparseTensor:
+    """A sparse tensor: ``values`` [NNZ], their ``indices`` int64 [NNZ] or [NNZ, rank], and the shape ``dims`` when dense."""
+
+    values: ir.TensorProtocol
+    indices: ir.TensorProtocol
+    dims: tuple[int, ...]
+
+
+def tensor_hash(tensor: ir.TensorProtocol) -> str:
+    """Return the hex sha256 over dtype, shape and content of ``tensor``; its name does not count.
+
+    The bytes are those of ONNX's raw form (little endian, packed below one byte an element). An external tensor is read
+    in chunks. The result is kept on the tensor, whose content never changes. Raises OSError or ValueError when external
+    data is missing or lies outside the model's folder.
+    """
+    known = tensor.meta.get(_CACHE_KEY)
+    if isinstance(known, str):
+        return known
+    digest = hashlib.sha256(f"{tensor.dtype.name}{list(tensor.shape.dims)}\n".encode())
+    if tensor.dtype == ir.DataType.STRING:
+        for item in string_items(tensor):
+            digest.update(struct.pack("<q", len(item)) + item)
+    elif isinstance(tensor, ir.ExternalTensor | ir.LazyTensor) and tensor.size and not _padding_bits(tensor):
+        tensor.tofile(_DigestFile(digest))
+    else:
+        digest.update(_mask_padding(tensor, tensor.tobytes()))
+    result = digest.hexdigest()
+    tensor.meta[_CACHE_KEY] = result
+    return result
+
+
+def string_items(tensor: ir.TensorProtocol) -> list[bytes]:
+    """Return the elements of a string tensor, in order, as bytes."""
+    items = tensor.string_data() if isinstance(tensor, ir.StringTensor) else tensor.numpy().reshape(-1).tolist()
+    return [item.encode() if isinstance(item, str) else bytes(item) for item in items]
+
+
+def quantization_annotation(value: ir.Value) -> dict[str, str]:
+    """Return the names of the tensors that hold the quantization parameters of ``value``, by role."""
+    return dict(value.meta.get(_QUANTIZATION_KEY) or {})
+
+
+def set_quantization_annotation(value: ir.Value, names: Mapping[str, str]) -> None:
+    """Record the names of the tensors that hold the quantization parameters of ``value``, by role."""
+    value.meta[_QUANTIZATION_KEY] = dict(names)
+
+
+class _DigestFile:
+    """A file to write to, which keeps only the hash."""
+
+    def __init__(self, digest: Any):
+        self._digest = digest
+
+    def write(self, data: bytes) -> None:
+        self._digest.update(data)
+
+
+def _padding_bits(tensor: ir.TensorProtocol) -> int:
+    return -tensor.size * tensor.dtype.bitwidth % 8
+
+
+def _mask_padding(tensor: ir.TensorProtocol, data: bytes) -> bytes:
+    # ONNX leaves the unused high bits of the last byte of a tensor of 2, 4 or 6 bits an element open: no content.
+    unused = _padding_bits(tensor)
+    if not unused or not data:
+        return data
+    return data[:-1] + bytes([data[-1] & (0xFF >> unused)])
