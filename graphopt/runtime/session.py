@@ -96,7 +96,7 @@ class Session:
     ``source`` is a path (needed for external data and for models above 2 GB) or the bytes of a ModelProto. ``threads``
     is the number of threads inside one operator, 0 for onnxruntime's own choice. ``optimize=False`` switches
     onnxruntime's graph optimizations off. ``provider_options`` holds one mapping for each provider. ``profile`` is the
-    path prefix of a trace that :meth:`end_profiling` writes.
+    path prefix of a trace that :meth:`end_profiling` writes. ``config`` holds further session options of onnxruntime.
 
     Raises ModelError for a model that cannot be read or contradicts itself, TargetError for a provider that is missing
     or an operator it does not implement.
@@ -111,6 +111,7 @@ class Session:
         providers: Sequence[str] = (CPU,),
         provider_options: Sequence[Mapping[str, str]] | None = None,
         profile: str | Path | None = None,
+        config: Mapping[str, str] | None = None,
     ) -> None:
         ort = _onnxruntime()
         _require_providers(ort, providers)
@@ -120,12 +121,16 @@ class Session:
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
+        for key, value in (config or {}).items():
+            options.add_session_config_entry(key, value)
         settings = [dict(o) for o in provider_options] if provider_options else None
-        self.source = "<bytes>" if isinstance(source, bytes) else str(source)
+        self.source = "model" if isinstance(source, bytes) else str(source)
         self._session = _create(ort, source, options, list(providers), settings)
         self.inputs = tuple(_info(arg) for arg in self._session.get_inputs())
         self.outputs = tuple(_info(arg) for arg in self._session.get_outputs())
-        self._known = {i.name for i in self.inputs} | {a.name for a in self._session.get_overridable_initializers()}
+        initializers = self._session.get_overridable_initializers()
+        #: Names that may be fed: the inputs, and initializers that the model lists as inputs too.
+        self.accepts = frozenset([i.name for i in self.inputs] + [a.name for a in initializers])
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Run once and return the named outputs (default: all) by name.
@@ -137,7 +142,7 @@ class Session:
         missing = [i for i in self.inputs if i.name not in feeds and i.kind != "optional"]
         if missing:
             raise UsageError(f"no array for input {missing[0]}", where=self.source, hint=f"given: {_listed(feeds)}")
-        if unknown := [name for name in feeds if name not in self._known]:
+        if unknown := [name for name in feeds if name not in self.accepts]:
             expected = _listed(i.name for i in self.inputs)
             raise UsageError(
                 f"the model has no input {unknown[0]!r}", where=self.source, hint=f"its inputs: {expected}"
@@ -198,7 +203,8 @@ def _ort_errors() -> tuple[type[Exception], ...]:
     """Every class that onnxruntime raises: they share no base but Exception."""
     state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     own = [v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception)]
-    return (*own, RuntimeError, ValueError, TypeError)
+    # pybind11 turns std::bad_alloc, std::out_of_range and std::overflow_error into python's own.
+    return (*own, RuntimeError, ValueError, TypeError, MemoryError, LookupError, ArithmeticError)
 
 
 def _options(ort: Any, *, threads: int, optimize: bool) -> Any:
@@ -318,6 +324,8 @@ _NODE_PATTERNS = (
     re.compile(r"while running (?P<op>\S+) node\. Name:'(?P<node>[^']*)' Status Message: (?P<text>.*)"),
     re.compile(r"Node:? ?\((?P<node>.*?)\) Op \((?P<op>\w+)\) (?P<text>.*)"),
     re.compile(r"(?P<text>Could not find an implementation for (?P<op>[^(]+)\(\d+\)) node with name '(?P<node>[^']*)'"),
+    re.compile(r'In Node, \("(?P<node>[^"]*)", (?P<op>\w+), .*Error (?P<text>.*)'),
+    re.compile(r"(?P<text>Type Error: .*) of operator \((?P<op>\w+)\) in node \((?P<node>[^)]*)\)"),
     re.compile(r"(?P<text>.*?)[Nn]ode(?: with name)?:? ?'(?P<node>[^']+)'"),
 )
 

@@ -1,0 +1,149 @@
+"""Type and shape inference by ONNX's own library, on a copy without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+import onnx_ir
+
+from graphopt.ir.query import Dim
+
+Known = tuple[onnx_ir.DataType | None, tuple[Dim, ...] | None]
+"""What is known of a value: its dtype and its shape."""
+
+LIGHT_ELEMENTS = 1024
+"""Constants up to this many elements keep their data for inference: shapes, axes and sizes are never longer."""
+
+
+def infer(model: onnx_ir.Model) -> tuple[dict[onnx_ir.Value, Known], str]:
+    """Infer dtype and shape of the values in the main graph and the graphs nested in it.
+
+    Declared types of intermediate values and outputs are not believed, except behind operators that ONNX does not
+    define. Returns what is known of each value, and the first contradiction found, empty when there is none.
+    """
+    names: dict[onnx_ir.Value, str] = {}
+    proto = onnx.ModelProto(ir_version=max(model.ir_version, 4))
+    _write_graph(model.graph, proto.graph, names, model)
+    for domain, version in sorted(model.opset_imports.items()):
+        proto.opset_import.add(domain=domain, version=version)
+    for function in model.functions.values():
+        proto.functions.append(onnx_ir.to_proto(function))
+    complaint = ""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True, strict_mode=True)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+        complaint = str(error).strip()
+        inferred = _lenient(proto)
+    table = {name: value for value, name in names.items()}
+    known: dict[onnx_ir.Value, Known] = {}
+    _collect(inferred.graph, table, known)
+    return known, complaint
+
+
+def _lenient(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(proto)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
+        return proto
+
+
+def _write_graph(
+    graph: onnx_ir.Graph, proto: onnx.GraphProto, names: dict[onnx_ir.Value, str], model: onnx_ir.Model
+) -> None:
+    proto.name = "g"
+    for value in graph.inputs:
+        _write_value(value, proto.input.add(name=_name(value, names)))
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            _write_tensor(value.const_value, proto.initializer.add(name=_name(value, names)))
+    for node in graph:
+        _write_node(node, proto, names, model)
+    for value in graph.outputs:
+        proto.output.add(name=_name(value, names))
+
+
+def _write_node(
+    node: onnx_ir.Node, proto: onnx.GraphProto, names: dict[onnx_ir.Value, str], model: onnx_ir.Model
+) -> None:
+    written = proto.node.add(op_type=node.op_type, domain=node.domain, overload=node.overload)
+    written.input.extend(["" if value is None else _name(value, names) for value in node.inputs])
+    written.output.extend(["" if not value.name else _name(value, names) for value in node.outputs])
+    for attribute in node.attributes.values():
+        _write_attribute(attribute, written, names, model)
+    foreign = node.domain != "" and node.op_identifier() not in model.functions
+    for value in node.outputs if foreign else ():
+        if value.type is not None and value.name:
+            _write_value(value, proto.value_info.add(name=names[value]))
+
+
+def _write_attribute(
+    attribute: onnx_ir.Attr, node: onnx.NodeProto, names: dict[onnx_ir.Value, str], model: onnx_ir.Model
+) -> None:
+    kinds = onnx_ir.AttributeType
+    if attribute.is_ref() or attribute.type not in (kinds.GRAPH, kinds.GRAPHS, kinds.TENSOR):
+        node.attribute.append(onnx_ir.to_proto(attribute))
+        return
+    written = node.attribute.add(name=attribute.name, type=int(attribute.type.value))
+    if attribute.type == kinds.TENSOR:
+        _write_tensor(attribute.as_tensor(), written.t)
+    elif attribute.type == kinds.GRAPH:
+        _write_graph(attribute.as_graph(), written.g, names, model)
+    else:
+        for graph in attribute.as_graphs():
+            _write_graph(graph, written.graphs.add(), names, model)
+
+
+def _write_tensor(tensor: onnx_ir.TensorProtocol, proto: onnx.TensorProto) -> None:
+    proto.data_type = int(tensor.dtype.value)
+    proto.dims.extend(int(dim) for dim in tensor.shape)
+    if tensor.size <= LIGHT_ELEMENTS and tensor.dtype != onnx_ir.DataType.STRING:
+        proto.raw_data = tensor.tobytes()
+
+
+def _write_value(value: onnx_ir.Value, proto: onnx.ValueInfoProto) -> None:
+    if value.type is not None:
+        onnx_ir.serde.serialize_type_into(proto.type, value.type)
+        if value.shape is not None:
+            onnx_ir.serde.serialize_shape_into(proto.type, value.shape)
+
+
+def _name(value: onnx_ir.Value, names: dict[onnx_ir.Value, str]) -> str:
+    """Return a plain name of our own: branches may share names, and names may be anything."""
+    return names.setdefault(value, f"v{len(names)}")
+
+
+def _collect(graph: onnx.GraphProto, table: dict[str, onnx_ir.Value], known: dict[onnx_ir.Value, Known]) -> None:
+    for info in _infos(graph):
+        value = table.get(info.name)
+        if value is not None:
+            known[value] = _known(info)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _collect(attribute.g, table, known)
+            for inner in attribute.graphs:
+                _collect(inner, table, known)
+
+
+def _infos(graph: onnx.GraphProto) -> Iterable[onnx.ValueInfoProto]:
+    yield from graph.input
+    yield from graph.value_info
+    yield from graph.output
+
+
+def _known(info: onnx.ValueInfoProto) -> Known:
+    if info.type.WhichOneof("value") != "tensor_type":
+        return None, None
+    tensor = info.type.tensor_type
+    dtype = onnx_ir.DataType(tensor.elem_type) if tensor.elem_type else None
+    if not tensor.HasField("shape"):
+        return dtype, None
+    return dtype, tuple(_dim(dim) for dim in tensor.shape.dim)
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    kind = dim.WhichOneof("value")
+    if kind == "dim_value":
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param or None if kind == "dim_param" else None

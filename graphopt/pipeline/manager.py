@@ -1,0 +1,175 @@
+"""Runs a pipeline over a model. Timing, dumps, verification and the like are instruments, not the manager's business."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphopt.analysis.manager import AnalysisManager, Evaluate
+from graphopt.diagnostics import DiagnosticSink
+from graphopt.errors import GraphOptError, PassError, UsageError
+from graphopt.ir import Editor, Model
+from graphopt.pipeline.base import Changes, Pass, PassContext, Rewrite
+from graphopt.pipeline.spec import Fixpoint, Pipeline, Step
+from graphopt.targets import Target
+
+
+class Instrument:
+    """Hooks around a run. Each does nothing by default; ``after_pass`` runs for passes that changed nothing too."""
+
+    def start(self, run: Run) -> None:
+        """Before the first pass."""
+
+    def before_pass(self, run: Run, item: Pass) -> None:
+        """Before each pass."""
+
+    def after_pass(self, run: Run, item: Pass, changes: Changes) -> None:
+        """After each pass that succeeded."""
+
+    def failed(self, run: Run, item: Pass, error: GraphOptError) -> None:
+        """After a pass, or an instrument behind it, raised; the error is raised again afterwards."""
+
+    def finish(self, run: Run) -> None:
+        """After the last pass."""
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One execution of a pass: its position in the run, text, what it changed and how long it took (seconds)."""
+
+    index: int
+    text: str
+    changes: Changes
+    seconds: float
+
+
+@dataclass
+class Run:
+    """One run of a pipeline over one model: its context and what has happened so far."""
+
+    model: Model
+    spec: Pipeline
+    ctx: PassContext
+    instruments: Sequence[Instrument] = ()
+    records: list[PassRecord] = field(default_factory=list)
+    stop_after: int | None = None
+    _clean: dict[Pass, int] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """The number of the pass execution that is under way, from 1 (what ``--stop-after`` counts)."""
+        return len(self.records) + 1
+
+    @property
+    def stopped(self) -> bool:
+        """Whether ``stop_after`` executions have been made."""
+        return self.stop_after is not None and len(self.records) >= self.stop_after
+
+    def execute(self) -> None:
+        """Run every step. Raises GraphOptError; a crash inside a pass becomes a PassError that names the pass."""
+        for instrument in self.instruments:
+            instrument.start(self)
+        for step in self.spec.steps:
+            self._step(step)
+        for instrument in self.instruments:
+            instrument.finish(self)
+
+    def _step(self, step: Step) -> bool:
+        if isinstance(step, Fixpoint):
+            return self._fixpoint(step)
+        return self._pass(step)
+
+    def _fixpoint(self, group: Fixpoint) -> bool:
+        changed = False
+        for _ in range(group.max):
+            if not any([self._step(step) for step in group.steps]):
+                return changed
+            changed = True
+        return changed
+
+    def _pass(self, item: Pass) -> bool:
+        if self.stopped or self._clean.get(item) == self.ctx.edit.revision:
+            return False
+        self.ctx.pass_name = item.name
+        for instrument in self.instruments:
+            instrument.before_pass(self, item)
+        try:
+            changes, seconds = self._run(item)
+            record = PassRecord(self.step, str(item), changes, seconds)
+            self.records.append(record)
+            for instrument in self.instruments:
+                instrument.after_pass(self, item, changes)
+        except GraphOptError as error:
+            for instrument in self.instruments:
+                instrument.failed(self, item, error)
+            raise
+        return bool(changes)
+
+    def _run(self, item: Pass) -> tuple[Changes, float]:
+        revision = self.ctx.edit.revision
+        begin = time.perf_counter()
+        try:
+            changes = item.run(self.model, self.ctx)
+        except GraphOptError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug in a pass must name the pass, whatever it raised
+            raise PassError(f"{type(error).__name__}: {error}", where=f"pass {item}") from error
+        if changes:
+            self.ctx.analyses.drop(item.preserves)
+        elif self.ctx.edit.revision == revision:
+            self._clean[item] = revision
+        return changes, time.perf_counter() - begin
+
+
+def check_needs(spec: Pipeline, available: frozenset[type[Any]]) -> None:
+    """Refuse, before anything runs, a pipeline whose passes need an analysis that cannot be had."""
+    for item in spec.passes():
+        for need in item.needs:
+            if getattr(need, "wants_data", False) and need not in available:
+                raise UsageError(f"the pass {item.name} needs calibration data", hint="give a data set with --data")
+
+
+def run_pipeline(
+    model: Model,
+    spec: Pipeline,
+    evaluator: Evaluate,
+    *,
+    instruments: Sequence[Instrument] = (),
+    diagnostics: DiagnosticSink | None = None,
+    target: Target | None = None,
+    seed: int = 0,
+    stop_after: int | None = None,
+    fuel: dict[str, int] | None = None,
+) -> Run:
+    """Run ``spec`` over ``model`` in place and return the run with its records, rewrites and diagnostics.
+
+    ``stop_after`` bounds the number of pass executions and ``fuel`` the number of rewrites of a pass, by its name.
+    Raises GraphOptError.
+    """
+    check_needs(spec, frozenset())
+    sink = diagnostics if diagnostics is not None else DiagnosticSink()
+    editor = Editor(model)
+    ctx = PassContext(editor, AnalysisManager(editor, sink), sink, evaluator, target, seed)
+    if fuel:
+        ctx.fuel = Fuel(dict(fuel))
+    run = Run(model, spec, ctx, instruments, stop_after=stop_after)
+    run.execute()
+    return run
+
+
+@dataclass
+class Fuel:
+    """Lets each named pass make so many rewrites and no more."""
+
+    left: dict[str, int]
+
+    def __call__(self, rewrite: Rewrite) -> bool:
+        left = self.left.get(rewrite.pass_name)
+        if left is None:
+            return True
+        if left <= 0:
+            return False
+        self.left[rewrite.pass_name] = left - 1
+        return True
