@@ -68,5 +68,17 @@ def _renamed(node: onnx_ir.Node, names: dict[onnx_ir.Value, str]) -> onnx.NodePr
     proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=place(node))
     proto.input.extend("" if value is None else names[value] for value in node.inputs)
     proto.output.extend(names[value] if value.name else "" for value in node.outputs)
-    proto.attribute.extend(onnx_ir.to_proto(attribute) for attribute in node.attributes.values())
+    for attribute in node.attributes.values():
+        write_attribute(attribute, proto)
     return proto
+
+
+def write_attribute(attribute: onnx_ir.Attr, node: onnx.NodeProto) -> None:
+    """Append an attribute to a node's protobuf; a sparse tensor, which onnx-ir keeps as a protobuf, is copied."""
+    if attribute.is_ref():
+        onnx_ir.serde.serialize_reference_attribute_into(node.attribute.add(), attribute)
+    elif attribute.type == onnx_ir.AttributeType.SPARSE_TENSOR:
+        proto = node.attribute.add(name=attribute.name, type=onnx.AttributeProto.SPARSE_TENSOR)
+        proto.sparse_tensor.CopyFrom(attribute.value)
+    else:
+        onnx_ir.serde.serialize_attribute_into(node.attribute.add(), attribute)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import onnx
 import onnx_ir
 
+from graphopt.ir.extract import write_attribute
 from graphopt.ir.query import Dim
 
 Known = tuple[onnx_ir.DataType | None, tuple[Dim, ...] | None]
@@ -82,11 +83,11 @@ def _write_attribute(
 ) -> None:
     kinds = onnx_ir.AttributeType
     if attribute.is_ref() or attribute.type not in (kinds.GRAPH, kinds.GRAPHS, kinds.TENSOR):
-        node.attribute.append(onnx_ir.to_proto(attribute))
+        write_attribute(attribute, node)
         return
     written = node.attribute.add(name=attribute.name, type=int(attribute.type.value))
     if attribute.type == kinds.TENSOR:
-        _write_tensor(attribute.as_tensor(), written.t)
+        _write_tensor(attribute.value, written.t)
     elif attribute.type == kinds.GRAPH:
         _write_graph(attribute.as_graph(), written.g, names, model)
     else:

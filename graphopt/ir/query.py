@@ -83,7 +83,7 @@ def constant_node_tensor(node: onnx_ir.Node) -> onnx_ir.TensorProtocol | None:
         if attribute.is_ref():
             return None
         if name == "value":
-            return attribute.as_tensor()
+            return cast("onnx_ir.TensorProtocol", attribute.value)
         if name in ("value_float", "value_floats"):
             return onnx_ir.Tensor(np.asarray(attribute.value, dtype=np.float32))
         if name in ("value_int", "value_ints"):

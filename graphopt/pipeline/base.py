@@ -19,6 +19,8 @@ from graphopt.ir.query import describe, place
 from graphopt.targets import Target
 
 A = TypeVar("A", bound=Analysis)
+SurgeonRunner = Callable[[Model, str, bool], Model]
+"""Runs a GraphSurgeon function on a model: (model, ``module:callable``, clean up afterwards) -> the changed model."""
 OptionValue = bool | int | float | str
 
 
@@ -69,6 +71,7 @@ class PassContext:
     analyses: AnalysisManager
     diagnostics: DiagnosticSink
     evaluator: Evaluate
+    surgeon: SurgeonRunner | None = None
     target: Target | None = None
     seed: int = 0
     pass_name: str = ""
@@ -124,13 +127,15 @@ class Pass:
     """A rewrite of the model. Subclasses are frozen dataclasses whose fields, made with :func:`option`, are the options.
 
     The first line of the docstring is the help text. ``needs`` names analyses that are refused before anything runs when
-    they cannot be had; ``preserves`` names those that stay right even when the pass changed something.
+    they cannot be had; ``preserves`` names those that stay right even when the pass changed something. ``free_options``
+    names a field of type ``tuple[tuple[str, int], ...]`` that takes the options whose names the user chooses.
     """
 
     name: ClassVar[str]
     lossless: ClassVar[bool] = True
     needs: ClassVar[tuple[type[Any], ...]] = ()
     preserves: ClassVar[tuple[type[Any], ...]] = ()
+    free_options: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -147,10 +152,11 @@ class Pass:
 
     def options(self) -> dict[str, OptionValue]:
         """Return the options that differ from their defaults."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        return values | dict(values.pop(self.free_options or "", ()))
 
     def __str__(self) -> str:
-        parts = [f"{key}={format_option(value)}" for key, value in self.options().items()]
+        parts = [f"{format_option(key)}={format_option(value)}" for key, value in self.options().items()]
         return f"{self.name}{{{','.join(parts)}}}" if parts else self.name
 
 

@@ -11,7 +11,7 @@ from graphopt.analysis.manager import AnalysisManager, Evaluate
 from graphopt.diagnostics import DiagnosticSink
 from graphopt.errors import GraphOptError, PassError, UsageError
 from graphopt.ir import Editor, Model
-from graphopt.pipeline.base import Changes, Pass, PassContext, Rewrite
+from graphopt.pipeline.base import Changes, Pass, PassContext, Rewrite, SurgeonRunner
 from graphopt.pipeline.spec import Fixpoint, Pipeline, Step
 from graphopt.targets import Target
 
@@ -136,6 +136,7 @@ def run_pipeline(
     spec: Pipeline,
     evaluator: Evaluate,
     *,
+    surgeon: SurgeonRunner | None = None,
     instruments: Sequence[Instrument] = (),
     diagnostics: DiagnosticSink | None = None,
     target: Target | None = None,
@@ -146,12 +147,12 @@ def run_pipeline(
     """Run ``spec`` over ``model`` in place and return the run with its records, rewrites and diagnostics.
 
     ``stop_after`` bounds the number of pass executions and ``fuel`` the number of rewrites of a pass, by its name.
-    Raises GraphOptError.
+    ``surgeon`` runs a GraphSurgeon function for the pass of that name. Raises GraphOptError.
     """
     check_needs(spec, frozenset())
     sink = diagnostics if diagnostics is not None else DiagnosticSink()
     editor = Editor(model)
-    ctx = PassContext(editor, AnalysisManager(editor, sink), sink, evaluator, target, seed)
+    ctx = PassContext(editor, AnalysisManager(editor, sink), sink, evaluator, surgeon, target, seed)
     if fuel:
         ctx.fuel = Fuel(dict(fuel))
     run = Run(model, spec, ctx, instruments, stop_after=stop_after)

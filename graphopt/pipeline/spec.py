@@ -161,13 +161,18 @@ def make(name: str, options: dict[str, Any]) -> Pass:
     kind = lookup(name)
     fields = {item.name: item for item in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in options.items():
-        if key not in fields:
+        if key not in fields and kind.free_options is not None:
+            values.setdefault(kind.free_options, []).append((key, _convert(name, key, value, int)))
+            continue
+        if key not in fields or key == kind.free_options:
             known = ", ".join(fields) or "none"
             hint = nearest(key, list(fields), f"its options are: {known}")
             raise UsageError(f"the pass {name} has no option {key!r}", hint=hint)
         values[key] = _convert(name, key, value, hints[key])
+    if kind.free_options in values:
+        values[kind.free_options] = tuple(sorted(values[kind.free_options]))
     return kind(**values)
 
 
@@ -241,7 +246,7 @@ class _Parser:
     def options(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         while not self.take("}"):
-            key = self.match(r"[A-Za-z_]\w*", "an option")
+            key = self.value("an option")
             self.take("=", required=True)
             if key in found:
                 self.fail(f"the option {key!r} is given twice")
@@ -250,13 +255,13 @@ class _Parser:
                 self.fail("expected ',' or '}'")
         return found
 
-    def value(self) -> str:
+    def value(self, what: str = "a value") -> str:
         self.space()
         quoted = re.compile(r'"((?:[^"\\]|\\.)*)"').match(self.text, self.at)
         if quoted:
             self.at = quoted.end()
             return re.sub(r"\\(.)", r"\1", quoted.group(1))
-        return self.match(r"[^\s,{}()\"=]+", "a value")
+        return self.match(r"[^\s,{}()\"=]+", what)
 
     def match(self, pattern: str, what: str) -> str:
         self.space()
