@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Annotates the values of the model: after this, ``ir.shape_of(value)`` and ``value.dtype`` are trustworthy.
+    """Annotates the values of the model: after it, ``ir.shape_of(value)`` and ``value.dtype`` are to be trusted.
 
     A value that a rewrite makes later gets its dtype and shape from the pass that makes it. Rewrites that keep what a
-    value means keep its shape too, so lossless passes preserve this analysis. ``contradiction`` is what ONNX's inference
-    finds wrong in the model, empty for a sound one.
+    value means keep its shape too, so lossless passes preserve this analysis. ``contradiction`` is what ONNX's
+    inference finds wrong in the model, empty for a sound one.
     """
 
     contradiction: str = ""
@@ -50,8 +50,10 @@ def _merged(inferred: tuple[Dim, ...] | None, declared: tuple[Dim, ...] | None) 
     """Return what an output's shape is: what was inferred, and the declared names where nothing was."""
     if inferred is None or declared is None or len(inferred) != len(declared):
         return declared if inferred is None else inferred
-    return tuple(b if a is None or (isinstance(a, str) and isinstance(b, str)) else a
-                 for a, b in zip(inferred, declared, strict=True))
+    return tuple(
+        b if a is None or (isinstance(a, str) and isinstance(b, str)) else a
+        for a, b in zip(inferred, declared, strict=True)
+    )
 
 
 def _compare_output(

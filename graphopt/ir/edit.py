@@ -91,7 +91,10 @@ class Editor:
         unique = self.new_name(name)
         tensor = _as_tensor(array, unique)
         value = onnx_ir.Value(
-            name=unique, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+            name=unique,
+            type=onnx_ir.TensorType(tensor.dtype),
+            shape=onnx_ir.Shape(tensor.shape.numpy()),
+            const_value=tensor,
         )
         self.model.graph.initializers.add(value)
         self._touch()
@@ -193,12 +196,10 @@ class Editor:
         """Replace an initializer's tensor; value, dtype and shape change together."""
         tensor = _as_tensor(array, value.name)
         value.const_value = tensor
-        value.type, value.shape = onnx_ir.TensorType(tensor.dtype), onnx_ir.Shape(tensor.shape)
+        value.type, value.shape = onnx_ir.TensorType(tensor.dtype), onnx_ir.Shape(tensor.shape.numpy())
         self._touch(*(use.node for use in value.uses()))
 
-    def annotate(
-        self, value: onnx_ir.Value, dtype: onnx_ir.DataType | None, shape: Sequence[Dim] | None
-    ) -> None:
+    def annotate(self, value: onnx_ir.Value, dtype: onnx_ir.DataType | None, shape: Sequence[Dim] | None) -> None:
         """Record what is known of a value's dtype and shape. This is no change of the program."""
         value.type = None if dtype is None else onnx_ir.TensorType(dtype)
         value.shape = None if shape is None else onnx_ir.Shape(shape)
@@ -401,9 +402,12 @@ def _as_attr(name: str, value: Attribute) -> onnx_ir.Attr:
         return onnx_ir.AttrString(name, value)
     if isinstance(value, bytes):
         return onnx_ir.AttrString(name, value.decode())
-    items = list(value)
+    return _as_list_attr(name, list(value))
+
+
+def _as_list_attr(name: str, items: list[Any]) -> onnx_ir.Attr:
     if all(isinstance(item, int | np.integer) for item in items):
-        return onnx_ir.AttrInt64s(name, [int(item) for item in items])  # type: ignore[arg-type]
+        return onnx_ir.AttrInt64s(name, [int(item) for item in items])
     if all(isinstance(item, str) for item in items):
-        return onnx_ir.AttrStrings(name, items)  # type: ignore[arg-type]
+        return onnx_ir.AttrStrings(name, items)
     return onnx_ir.AttrFloat32s(name, [float(item) for item in items])

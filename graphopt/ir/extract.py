@@ -27,7 +27,7 @@ def extract(
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for value, tensor in feeds.items():
         arrays[names[value]] = tensor.numpy()
-        info = onnx.helper.make_tensor_value_info(names[value], int(tensor.dtype.value), [int(d) for d in tensor.shape])
+        info = onnx.helper.make_tensor_value_info(names[value], int(tensor.dtype.value), list(tensor.shape.numpy()))
         graph.input.append(info)
     for node in order:
         graph.node.append(_renamed(node, names))

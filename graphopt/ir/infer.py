@@ -97,7 +97,7 @@ def _write_attribute(
 
 def _write_tensor(tensor: onnx_ir.TensorProtocol, proto: onnx.TensorProto) -> None:
     proto.data_type = int(tensor.dtype.value)
-    proto.dims.extend(int(dim) for dim in tensor.shape)
+    proto.dims.extend(tensor.shape.numpy())
     if tensor.size <= LIGHT_ELEMENTS and tensor.dtype != onnx_ir.DataType.STRING:
         proto.raw_data = tensor.tobytes()
 

@@ -72,7 +72,7 @@ def tensor_of(value: onnx_ir.Value | None) -> onnx_ir.TensorProtocol | None:
     if value is None or not is_constant(value):
         return None
     if value.const_value is not None:
-        return cast("onnx_ir.TensorProtocol", value.const_value)
+        return value.const_value
     producer = value.producer()
     return constant_node_tensor(producer) if producer is not None else None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, cast
 
 import onnx
 import onnx_ir
@@ -102,8 +103,8 @@ INVARIANTS = [
     Invariant("IR005", "inputs, outputs and attributes are those of the operator's schema", _schema_kept),
     Invariant("IR006", "an initializer's declared dtype and shape are its tensor's", _tensors_agree),
 ]
-"""Invariants of a single node. Of whole graphs: IR007 names are unique where visible, IR008 a value is defined before it
-is read (which excludes cycles) and IR009 graph outputs are defined; see ``_check_order``."""
+"""Invariants of a single node. Of whole graphs: IR007 names are unique where visible, IR008 a value is defined before
+it is read (which excludes cycles) and IR009 graph outputs are defined; see ``_check_order``."""
 
 
 def verify(model: onnx_ir.Model, touched: Iterable[onnx_ir.Node] | None = None) -> None:
@@ -132,9 +133,7 @@ def _all_nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
         yield from function.all_nodes()
 
 
-def _check_order(
-    graph: onnx_ir.Graph | onnx_ir.GraphView, visible: set[onnx_ir.Value], everything: bool
-) -> None:
+def _check_order(graph: onnx_ir.Graph | onnx_ir.GraphView, visible: set[onnx_ir.Value], everything: bool) -> None:
     """Walk the graph once, in order, knowing what is visible: IR007, IR008 and IR009.
 
     ``visible`` is given back as it came, so that a branch does not see its sibling's values and a walk
@@ -159,7 +158,7 @@ def _check_order(
 
 
 def _check_names(graph: onnx_ir.Graph | onnx_ir.GraphView, values: list[onnx_ir.Value]) -> None:
-    """Refuse a name that is defined twice in one graph. Inner graphs that shadow an outer name are left to the runtime."""
+    """Refuse a name that is defined twice in one graph; shadowing by inner graphs is left to the runtime."""
     seen: set[str] = set()
     for value in values:
         if not value.name:
@@ -209,6 +208,6 @@ def _limits(domain: str, operator: str, version: int) -> _Limits | None:
         schema.min_output,
         schema.max_output,
         tuple(name for name, attribute in schema.attributes.items() if attribute.required),
-        {name: int(attribute.type.value) for name, attribute in schema.attributes.items()},
+        {name: cast("Any", attribute.type).value for name, attribute in schema.attributes.items()},
         frozenset(index for index, formal in enumerate(schema.inputs) if formal.option == single),
     )

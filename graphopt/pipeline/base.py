@@ -124,11 +124,11 @@ class PassContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """A rewrite of the model. Subclasses are frozen dataclasses whose fields, made with :func:`option`, are the options.
+    """A rewrite of the model. Subclasses are frozen dataclasses whose fields (see :func:`option`) are the options.
 
-    The first line of the docstring is the help text. ``needs`` names analyses that are refused before anything runs when
-    they cannot be had; ``preserves`` names those that stay right even when the pass changed something. ``free_options``
-    names a field of type ``tuple[tuple[str, int], ...]`` that takes the options whose names the user chooses.
+    The first line of the docstring is the help text. ``needs`` names analyses that are refused before anything runs
+    when they cannot be had; ``preserves`` names those that stay right even when the pass changed something.
+    ``free_options`` names a field of type ``tuple[tuple[str, int], ...]`` that takes the options whose names the user chooses.
     """
 
     name: ClassVar[str]
@@ -166,7 +166,7 @@ def check_option(pass_name: str, item: dataclasses.Field[Any], value: Any) -> No
     choices = item.metadata.get("choices")
     if choices is not None and value not in choices:
         raise UsageError(f"{item.name} must be one of {', '.join(choices)}", where=where)
-    tests = {
+    tests: dict[str, tuple[str, Callable[[float], bool]]] = {
         "gt": ("above", lambda bound: value > bound),
         "ge": ("at least", lambda bound: value >= bound),
         "lt": ("below", lambda bound: value < bound),

@@ -1,4 +1,4 @@
-"""Runs a pipeline over a model. Timing, dumps, verification and the like are instruments, not the manager's business."""
+"""Runs a pipeline over a model. Timing, dumps, verification and the like are instruments, none of its business."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ class Run:
     def _fixpoint(self, group: Fixpoint) -> bool:
         changed = False
         for _ in range(group.max):
-            if not any([self._step(step) for step in group.steps]):
+            outcomes = [self._step(step) for step in group.steps]
+            if not any(outcomes):
                 return changed
             changed = True
         return changed
@@ -114,7 +115,7 @@ class Run:
             changes = item.run(self.model, self.ctx)
         except GraphOptError:
             raise
-        except Exception as error:  # noqa: BLE001 - a bug in a pass must name the pass, whatever it raised
+        except Exception as error:  # a bug in a pass must name the pass, whatever it raised
             raise PassError(f"{type(error).__name__}: {error}", where=f"pass {item}") from error
         if changes:
             self.ctx.analyses.drop(item.preserves)
@@ -167,6 +168,7 @@ class Fuel:
     left: dict[str, int]
 
     def __call__(self, rewrite: Rewrite) -> bool:
+        """Tell whether ``rewrite`` may be made, and use up one unit if so."""
         left = self.left.get(rewrite.pass_name)
         if left is None:
             return True

@@ -31,7 +31,9 @@ def passes() -> dict[str, type[Pass]]:
 
 def _passes_in(module: ModuleType) -> list[type[Pass]]:
     kinds = [kind for _, kind in inspect.getmembers(module, inspect.isclass)]
-    return [kind for kind in kinds if issubclass(kind, Pass) and kind is not Pass and kind.__module__ == module.__name__]
+    return [
+        kind for kind in kinds if issubclass(kind, Pass) and kind is not Pass and kind.__module__ == module.__name__
+    ]
 
 
 def _add(found: dict[str, type[Pass]], kind: type[Pass]) -> None:

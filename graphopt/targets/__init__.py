@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Target:
-    """A place where models run. ``name`` is its short name, ``provider`` onnxruntime's name of the execution provider."""
+    """A place where models run. ``provider`` is onnxruntime's name of the execution provider."""
 
     name: str
     provider: str
