@@ -1,0 +1,194 @@
+"""What a model costs: multiply-accumulates (MACs) of each node, parameters and their bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from graphopt.analysis.shapes import Shapes
+from graphopt.diagnostics import Diagnostic, Severity
+from graphopt.ir import DataType, ExternalTensor, Model, Node, TensorProtocol, Value, graphs, is_constant, nodes
+from graphopt.ir.query import attr, place, shape_of, tensor_of
+from graphopt.ir.tensors import string_items
+
+if TYPE_CHECKING:
+    from graphopt.analysis.manager import AnalysisManager
+
+Bindings = Mapping[str, int]
+"""Sizes of the symbolic dimensions of a model's inputs, by name; one without a size counts as 1."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a model.
+
+    ``macs`` holds the multiply-accumulates of each node that multiplies, ``computed`` the share of them in products of
+    two computed operands, which no weight can shrink. A node inside a loop's body counts once. ``parameters`` are the
+    elements, and ``size`` the bytes, of all initializers and Constant nodes, a tensor that several values share once.
+    ``unknown`` names the nodes that multiply and whose sizes the inputs' shapes do not tell; they are in no sum.
+    ``assumed`` names the dimensions of the inputs that were taken as 1.
+    """
+
+    macs: Mapping[Node, int]
+    computed: int
+    parameters: int
+    size: int
+    unknown: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def total_macs(self) -> int:
+        """The multiply-accumulates of the whole model."""
+        return sum(self.macs.values())
+
+    @classmethod
+    def compute(cls, model: Model, manager: AnalysisManager) -> Self:
+        """Measure ``model`` with every symbolic dimension taken as 1; what is unknown is reported."""
+        manager.get(Shapes)
+        cost = cls.measure(model)
+        if cost.unknown:
+            some = ", ".join(cost.unknown[:3])
+            text = f"{len(cost.unknown)} nodes, whose shapes are not known, are left out of the MACs: {some}"
+            manager.report(Diagnostic(Severity.REMARK, "COST001", text))
+        return cost
+
+    @classmethod
+    def measure(cls, model: Model, bindings: Bindings | None = None) -> Self:
+        """Measure ``model`` by the shapes that its values have (see ``Shapes``) and ``bindings`` of symbolic ones."""
+        sizes = _Sizes(model, bindings or {})
+        macs: dict[Node, int] = {}
+        unknown = []
+        computed = 0
+        for node in nodes(model):
+            count = _COUNTERS.get(node.op_type) if node.domain == "" else None
+            if count is None:
+                continue
+            found = count(node, sizes)
+            if found is None:
+                unknown.append(place(node))
+                continue
+            macs[node] = found
+            if node.op_type in _PRODUCTS and not any(is_constant(value) for value in node.inputs):
+                computed += found
+        tensors = parameters(model)
+        elements = sum(tensor.size for tensor in tensors)
+        return cls(macs, computed, elements, sum(map(_bytes, tensors)), tuple(unknown), sizes.assumed())
+
+
+def parameters(model: Model) -> list[TensorProtocol]:
+    """Return the tensors of all initializers and Constant nodes, nested graphs included, each tensor once."""
+    found: dict[object, TensorProtocol] = {}
+    for graph in graphs(model):
+        tensors = [value.const_value for value in graph.initializers.values()]
+        tensors += [tensor_of(node.outputs[0]) for node in graph if node.op_type == "Constant" and not node.domain]
+        for tensor in tensors:
+            if tensor is not None:
+                found.setdefault(_identity(tensor), tensor)
+    return list(found.values())
+
+
+def _identity(tensor: TensorProtocol) -> object:
+    """Return what tensors share that are the same piece of memory or of a data file."""
+    if isinstance(tensor, ExternalTensor):
+        return tensor.path, tensor.offset, tensor.length
+    return id(tensor)
+
+
+def _bytes(tensor: TensorProtocol) -> int:
+    return sum(map(len, string_items(tensor))) if tensor.dtype == DataType.STRING else tensor.nbytes
+
+
+class _Sizes:
+    """Shapes as numbers, and a memory of which dimensions had to be assumed."""
+
+    def __init__(self, model: Model, bindings: Bindings):
+        dims = {dim for value in model.graph.inputs for dim in shape_of(value) or () if isinstance(dim, str)}
+        self._sizes = {dim: bindings.get(dim, 1) for dim in dims}
+        self._free = dims - set(bindings)
+        self._assumed: dict[str, None] = {}
+
+    def assumed(self) -> tuple[str, ...]:
+        return tuple(self._assumed)
+
+    def __call__(self, value: Value | None) -> tuple[int, ...] | None:
+        """Return the shape of ``value`` as numbers, ``None`` when a dimension is not known from the inputs'."""
+        shape = shape_of(value)
+        if shape is None:
+            return None
+        sizes = []
+        for dim in shape:
+            size = dim if isinstance(dim, int) else self._sizes.get(dim or "")
+            if size is None:
+                return None
+            if dim in self._free:
+                self._assumed.setdefault(str(dim))
+            sizes.append(size)
+        return tuple(sizes)
+
+
+_Counter = Callable[[Node, _Sizes], int | None]
+
+
+def _input(node: Node, index: int) -> Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _convolution(weight_index: int) -> _Counter:
+    """Each output element takes one product with each weight of its channel: [C_out, C_in / groups, kernel...]."""
+
+    def count(node: Node, sizes: _Sizes) -> int | None:
+        weight, result = sizes(_input(node, weight_index)), sizes(node.outputs[0])
+        if weight is None or result is None:
+            return None
+        return math.prod(result) * math.prod(weight[1:])
+
+    return count
+
+
+def _transposed_convolution(node: Node, sizes: _Sizes) -> int | None:
+    """Each input element is multiplied with each weight of its channel: [C_in, C_out / groups, kernel...]."""
+    weight, data = sizes(_input(node, 1)), sizes(_input(node, 0))
+    if weight is None or data is None:
+        return None
+    return math.prod(data) * math.prod(weight[1:])
+
+
+def _product(node: Node, sizes: _Sizes) -> int | None:
+    """Each output element is a sum over the last axis of the left operand."""
+    left, result = sizes(_input(node, 0)), sizes(node.outputs[0])
+    if not left or result is None:
+        return None
+    return math.prod(result) * left[-1]
+
+
+def _gemm(node: Node, sizes: _Sizes) -> int | None:
+    left, result = sizes(_input(node, 0)), sizes(node.outputs[0])
+    if left is None or len(left) != 2 or result is None:
+        return None
+    return math.prod(result) * left[0 if attr(node, "transA", 0) else 1]
+
+
+def _recurrent(node: Node, sizes: _Sizes) -> int | None:
+    """Each step of each sequence takes one product with each weight of W and R, of all directions."""
+    data, weight, recurrence = (sizes(_input(node, index)) for index in range(3))
+    if data is None or len(data) != 3 or weight is None or recurrence is None:
+        return None
+    return data[0] * data[1] * (math.prod(weight) + math.prod(recurrence))
+
+
+_PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"})
+_COUNTERS: dict[str, _Counter] = {
+    "Conv": _convolution(1),
+    "ConvInteger": _convolution(1),
+    "QLinearConv": _convolution(3),
+    "ConvTranspose": _transposed_convolution,
+    "Gemm": _gemm,
+    "MatMul": _product,
+    "MatMulInteger": _product,
+    "QLinearMatMul": _product,
+    "LSTM": _recurrent,
+    "GRU": _recurrent,
+    "RNN": _recurrent,
+}
