@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, cast
 
-import onnx
 import onnx_ir
 
 from graphopt.errors import VerifyError
 from graphopt.ir.query import around, graphs, place, subgraphs
+from graphopt.ir.schema import schema
 
 NodeCheck = Callable[[onnx_ir.Node, onnx_ir.Model], str | None]
 
@@ -60,7 +58,7 @@ def _domain_imported(node: onnx_ir.Node, model: onnx_ir.Model) -> str | None:
 
 
 def _schema_kept(node: onnx_ir.Node, model: onnx_ir.Model) -> str | None:
-    limits = _limits(node.domain, node.op_type, _imports_of(node, model).get(node.domain, 0))
+    limits = schema(node.domain, node.op_type, _imports_of(node, model).get(node.domain, 0))
     if limits is None:
         return None
     count = len(node.inputs)
@@ -181,33 +179,3 @@ def _imports_of(node: onnx_ir.Node, model: onnx_ir.Model) -> dict[str, int]:
     if graph is None or not graph.opset_imports:
         return model.opset_imports
     return graph.opset_imports
-
-
-@dataclass(frozen=True)
-class _Limits:
-    min_inputs: int
-    max_inputs: int
-    min_outputs: int
-    max_outputs: int
-    required: tuple[str, ...]
-    types: dict[str, int]
-    needed: frozenset[int]
-
-
-@lru_cache(maxsize=4096)
-def _limits(domain: str, operator: str, version: int) -> _Limits | None:
-    """Return what the operator's schema allows, ``None`` for an operator that ONNX does not define."""
-    try:
-        schema = onnx.defs.get_schema(operator, version, domain)
-    except onnx.defs.SchemaError:
-        return None
-    single = onnx.defs.OpSchema.FormalParameterOption.Single
-    return _Limits(
-        schema.min_input,
-        schema.max_input,
-        schema.min_output,
-        schema.max_output,
-        tuple(name for name, attribute in schema.attributes.items() if attribute.required),
-        {name: cast("Any", attribute.type).value for name, attribute in schema.attributes.items()},
-        frozenset(index for index, formal in enumerate(schema.inputs) if formal.option == single),
-    )

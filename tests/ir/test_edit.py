@@ -110,7 +110,9 @@ def test_a_capture_by_a_subgraph_is_a_use():
     verify(model)
 
 
-@pytest.mark.parametrize(("branch", "want"), [("then_branch", np.exp(-X["x"])), ("else_branch", np.log(np.abs(X["x"])))])
+@pytest.mark.parametrize(
+    ("branch", "want"), [("then_branch", np.exp(-X["x"])), ("else_branch", np.log(np.abs(X["x"])))]
+)
 def test_splice_moves_a_branch_out_and_keeps_names_unique(branch, want):
     model = model_of(BRANCHES)
     edit = Editor(model)
