@@ -25,10 +25,14 @@ _PIP_SECONDS = 600
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """How to fill one input: its ``shape``, and the ``value`` of every element (None: random, seeded by the caller)."""
+    """How to fill one input of that ``shape``.
+
+    Every element is ``value``; without one, floats are standard normal and integers drawn from 0 up to below ``high``.
+    """
 
     shape: tuple[int, ...]
     value: int | float | None = None
+    high: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +119,7 @@ def fetch_entry(entry: ZooEntry, directory: Path) -> Path:
 def _entry(name: str, table: dict[str, Any]) -> ZooEntry:
     fields = {key: value for key, value in table.items() if key != "inputs"}
     feeds = [
-        {key: InputSpec(shape=tuple(spec["shape"]), value=spec.get("value")) for key, spec in feed.items()}
+        {key: InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for key, spec in feed.items()}
         for feed in table["inputs"]
     ]
     return ZooEntry(name=name, inputs=tuple(feeds), **fields)

@@ -1,0 +1,20 @@
+"""Measure graphopt against other tools.
+
+usage: python tools/bench.py simplify [--model NAME]... [--tool NAME]... [--json FILE]
+"""
+
+from __future__ import annotations
+
+import click
+from bench_simplify import simplify
+
+
+@click.group(help=__doc__)
+def bench() -> None:
+    pass
+
+
+bench.add_command(simplify)
+
+if __name__ == "__main__":
+    bench()
