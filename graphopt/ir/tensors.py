@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
@@ -35,25 +36,50 @@ class UnresolvedTensor(ir.LazyTensor):
 
 @dataclass(frozen=True)
 class SparseTensor:
-    """A sparse tensor: ``values`` [NNZ], their ``indices`` int64 [NNZ] or [NNZ, rank], and the shape ``dims`` when dense."""
+    """A sparse tensor: ``values`` (NNZ), ``indices`` (int64, linear (NNZ) or by axis (NNZ, rank)), dense ``dims``."""
 
     values: ir.TensorProtocol
     indices: ir.TensorProtocol
     dims: tuple[int, ...]
+
+    def dense(self) -> np.ndarray[Any, Any]:
+        """Return the dense array."""
+        array = np.zeros(self.dims, dtype=self.values.dtype.numpy())
+        indices = self.indices.numpy()
+        if indices.ndim == 2:
+            array[tuple(indices.T)] = self.values.numpy()
+        else:
+            array.reshape(-1)[indices] = self.values.numpy()
+        return array
+
+
+class SparseInitializer(ir.LazyTensor):
+    """A sparse initializer. Passes see a dense constant, computed when asked for; unchanged, it is written sparse."""
+
+    def __init__(self, sparse: SparseTensor, *, name: str | None = None):
+        super().__init__(
+            lambda: ir.Tensor(sparse.dense(), dtype=sparse.values.dtype),
+            sparse.values.dtype,
+            ir.Shape(sparse.dims, frozen=True),
+            name=name or sparse.values.name,
+        )
+        self.sparse = sparse
 
 
 def tensor_hash(tensor: ir.TensorProtocol) -> str:
     """Return the hex sha256 over dtype, shape and content of ``tensor``; its name does not count.
 
     The bytes are those of ONNX's raw form (little endian, packed below one byte an element). An external tensor is read
-    in chunks. The result is kept on the tensor, whose content never changes. Raises OSError or ValueError when external
-    data is missing or lies outside the model's folder.
+    in chunks, a sparse one is not made dense. The result is kept on the tensor, whose content never changes. Raises
+    OSError or ValueError when external data is missing or lies outside the model's folder.
     """
     known = tensor.meta.get(_CACHE_KEY)
     if isinstance(known, str):
         return known
     digest = hashlib.sha256(f"{tensor.dtype.name}{list(tensor.shape.dims)}\n".encode())
-    if tensor.dtype == ir.DataType.STRING:
+    if isinstance(tensor, SparseInitializer):
+        digest.update(f"sparse {tensor_hash(tensor.sparse.values)} {tensor_hash(tensor.sparse.indices)}".encode())
+    elif tensor.dtype == ir.DataType.STRING:
         for item in string_items(tensor):
             digest.update(struct.pack("<q", len(item)) + item)
     elif isinstance(tensor, ir.ExternalTensor | ir.LazyTensor) and tensor.size and not _padding_bits(tensor):

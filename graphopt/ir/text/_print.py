@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir.tensors import quantization_annotation, string_items, tensor_hash
+from graphopt.ir.tensors import SparseInitializer, SparseTensor, quantization_annotation, string_items, tensor_hash
 
 _ALIASES = {"FLOAT": "float", "DOUBLE": "double"}
 TYPE_NAMES = {dtype: _ALIASES.get(dtype.name, dtype.name.lower()) for dtype in ir.DataType}
@@ -184,8 +184,7 @@ class _Printer:
             case ir.AttributeType.TENSOR:
                 return self.tensor(value, value.name)
             case ir.AttributeType.SPARSE_TENSOR:
-                parts = [self.tensor(part, part.name) for part in (value.values, value.indices)]
-                return f"sparse_tensor[{','.join(map(str, value.dims))}] ({', '.join(parts)})"
+                return f"{_sparse_type(value)} {self.sparse(value, value.values.name)}"
             case ir.AttributeType.TYPE_PROTO:
                 return _type(value.type, value.shape)
         raise AssertionError(kind)
@@ -196,7 +195,13 @@ class _Printer:
         assert value.const_value is not None
         # A value that is also a graph input or output carries its notes there.
         notes = "" if declared else _value_notes(value)
+        if isinstance(value.const_value, SparseInitializer):
+            sparse = value.const_value.sparse
+            return f"{_sparse_type(sparse)} {name(value.name or '')}{notes} = {self.sparse(sparse, None)}"
         return self.tensor(value.const_value, value.name, notes, " =")
+
+    def sparse(self, sparse: SparseTensor, label: str | None) -> str:
+        return f"({self.tensor(sparse.values, label)}, {self.tensor(sparse.indices, sparse.indices.name)})"
 
     def tensor(self, tensor: ir.TensorProtocol, label: str | None, notes: str = "", equals: str = "") -> str:
         dims = f"[{','.join([str(dim) for dim in tensor.shape])}]" if len(tensor.shape) else ""
@@ -303,6 +308,10 @@ def _shape(shape: ir.Shape | None) -> str:
         denotation = shape.get_denotation(index)
         dims.append(f"{text} @{quote(denotation)}" if denotation else text)
     return f"[{','.join(dims)}]"
+
+
+def _sparse_type(sparse: SparseTensor) -> str:
+    return _type(ir.SparseTensorType(sparse.values.dtype), ir.Shape(sparse.dims))
 
 
 def _has_description(value: ir.Value) -> bool:
