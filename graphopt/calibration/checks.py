@@ -42,9 +42,12 @@ def check_names(given: Iterable[str], inputs: Iterable[InputInfo], where: str, s
 
 
 def check_dims(info: InputInfo, shape: tuple[int, ...], where: str, *, skip: int = 0, lead: int = 0) -> None:
-    """Raise UsageError unless ``shape[lead:]`` has the sizes that the model fixes, its first ``skip`` axes aside."""
+    """Raise UsageError unless ``shape`` has the sizes that the model fixes.
+
+    The input's first ``skip`` axes are free; its axes begin at axis ``lead`` of the array.
+    """
     for axis in range(skip, len(info.shape)):
-        expected, found = info.shape[axis], shape[axis - skip + lead]
+        expected, found = info.shape[axis], shape[axis + lead]
         if isinstance(expected, int) and expected != found:
             raise UsageError(f"expected {info}, found shape {list(shape)}", where=f"{where}: input {info.name}")
 

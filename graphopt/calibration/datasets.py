@@ -223,7 +223,7 @@ def _role(info: InputInfo, array: _Array, request: _Request) -> str:
     if given != rank and rank:
         message = f"expected {info} with the samples first, found shape {list(array.shape)}"
         raise UsageError(message, where=f"{request.source}: input {info.name}")
-    check_dims(info, array.shape[1:], request.source, skip=1)
+    check_dims(info, array.shape, request.source, skip=1)
     return "rows"
 
 
