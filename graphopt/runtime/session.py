@@ -346,13 +346,33 @@ def _translate(error: Exception, where: str | None, *, running: bool) -> NoRetur
             node = " ".join(p for p in (op, repr(match["node"]) if match["node"] else "") if p)
             text = match["text"]
             break
-    text = re.sub(r"\S+/core/\S+\.(?:cc|h):\d+ ", "", text).strip()
+    text = _without_source_place(text).strip() or kind
     place = ": ".join(p for p in (where, node) if p) or None
     if running and kind == "InvalidArgument" and node is None:
         raise UsageError(text, where=place) from error
     if kind in ("NotImplemented", "EPFail", "EngineError", "ModelRequiresCompilation"):
         raise TargetError(text, where=place) from error
     raise ModelError(text, where=place) from error
+
+
+# Failed checks begin with the place in onnxruntime's source: a path and the whole signature, or a file and a function.
+_SIGNATURE = re.compile(r"/\S+\.(?:cc|h):\d+ [^()]*(?=\()")
+_FUNCTION = re.compile(r"\b[\w/]+\.(?:cc|h):\d+ \w+ ")
+
+
+def _without_source_place(text: str) -> str:
+    match = _SIGNATURE.search(text)
+    if match is None:
+        return _FUNCTION.sub("", text)
+    depth, end = 0, len(text)
+    for index in range(match.end(), len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
+        if depth == 0:
+            end = index + 1
+            break
+    rest = re.sub(r"^\s*(?:const)?\s*(?:\[with [^\]]*\])?\s*", "", text[end:])
+    condition, _, reason = rest.partition(" was false. ")
+    return text[: match.start()] + (reason or condition)
 
 
 def _listed(names: Iterable[str]) -> str:

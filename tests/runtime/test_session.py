@@ -201,6 +201,16 @@ def test_a_run_that_fails_names_the_node():
         Session(binary("MatMul", None)).run({"a": WIDE, "b": WIDE})
 
 
+def test_messages_leave_out_places_in_the_source_of_onnxruntime():
+    """A failed check of onnxruntime begins with a path and a C++ signature."""
+    with pytest.raises(ModelError) as caught:
+        Session(binary("Add", None)).run({"a": WIDE, "b": WIDE[:, :2]})
+    assert caught.value.message == "Attempting to broadcast an axis by a dimension other than 1. 2 by 3"
+    with pytest.raises(ModelError) as caught:
+        Session(model([h.make_node("Neg", ["a"], ["c"])], [info("a", 1, None)], [info("c", 1, None)], opset=99))
+    assert caught.value.message.startswith("ONNX Runtime only *guarantees* support for models stamped with official")
+
+
 def test_missing_file_and_missing_provider(tmp_path: Path):
     with pytest.raises(ModelError, match="no such model file"):
         Session(tmp_path / "none.onnx")
