@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir.tensors import quantization_annotation, tensor_hash
+from graphopt.ir.tensors import kept_type, quantization_annotation, tensor_hash
 
 __all__ = ["fingerprint", "tensor_hash"]
 
@@ -104,7 +104,9 @@ def _value(value: ir.Value) -> tuple[object, ...]:
 
 
 def _typed_value(value: ir.Value) -> tuple[object, ...]:
-    return *_value(value), _type(value.type, value.shape)
+    kept = kept_type(value)
+    kind = _type(value.type, value.shape) if kept is None else kept.SerializeToString(deterministic=True)
+    return *_value(value), kind
 
 
 def _initializer(value: ir.Value, tensor: ir.TensorProtocol) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Tensors beyond those of onnx-ir (known by hash only, sparse), and what is read from any tensor: hash and strings."""
+"""What onnx-ir has no class for (tensors known by hash only or sparse, map types), and the content hash of tensors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
 
 _CACHE_KEY = "graphopt.sha256"
 _QUANTIZATION_KEY = "quant_parameter_tensor_names"
+
+TYPE_KEY = "graphopt.type_proto"
+"""Key in a value's ``meta`` of a type that onnx-ir cannot hold (maps, opaque types), as an onnx.TypeProto."""
 
 
 class UnresolvedTensor(ir.LazyTensor):
@@ -105,6 +109,12 @@ def quantization_annotation(value: ir.Value) -> dict[str, str]:
 def set_quantization_annotation(value: ir.Value, names: Mapping[str, str]) -> None:
     """Record the names of the tensors that hold the quantization parameters of ``value``, by role."""
     value.meta[_QUANTIZATION_KEY] = dict(names)
+
+
+def kept_type(value: ir.Value) -> onnx.TypeProto | None:
+    """Return the type of ``value`` where onnx-ir cannot hold it (maps, opaque types)."""
+    kept = value.meta.get(TYPE_KEY) if value.type is None else None
+    return kept if isinstance(kept, onnx.TypeProto) else None
 
 
 class _DigestFile:

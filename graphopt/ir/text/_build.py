@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphopt.ir.tensors import SparseInitializer, SparseTensor, set_quantization_annotation
+from graphopt.ir.tensors import TYPE_KEY, SparseInitializer, SparseTensor, set_quantization_annotation
 from graphopt.ir.text._lexer import Name, Source, nearest
 from graphopt.ir.text._parser import AttributeSyntax, FunctionSyntax, GraphSyntax, NodeSyntax, ValueSyntax
 
@@ -153,6 +153,8 @@ class Builder:
 def _describe(value: ir.Value, declared: ValueSyntax) -> None:
     if declared.type is not None:
         value.type, value.shape = declared.type, declared.shape
+    if declared.kept_type is not None:
+        value.meta[TYPE_KEY] = declared.kept_type
     notes = declared.notes
     if not notes:
         return

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 
 from graphopt.ir.tensors import SparseTensor
@@ -26,6 +27,7 @@ class ValueSyntax:
     shape: ir.Shape | None
     notes: dict[str, Any]
     data: ir.TensorProtocol | SparseTensor | None = None
+    kept_type: onnx.TypeProto | None = None
 
 
 @dataclass(slots=True)
@@ -123,8 +125,15 @@ class Parser(ValueParser):
 
     def value(self) -> ValueSyntax:
         at = self.i
-        kind, shape = self.type() if self.is_type() else (None, None)
-        value = ValueSyntax(self.name(), kind, shape, self.notes())
+        kind: ir.TypeProtocol | None = None
+        shape: ir.Shape | None = None
+        kept = None
+        if self.is_type():
+            if self.holds_kept_type():
+                kept = self.kept_type()
+            else:
+                kind, shape = self.type()
+        value = ValueSyntax(self.name(), kind, shape, self.notes(), kept_type=kept)
         if self.accept("="):
             value.data = self.tensor_data(kind, shape, value.name.text, at)
         return value

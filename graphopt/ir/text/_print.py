@@ -7,14 +7,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+from onnx_ir import serde
 
-from graphopt.ir.tensors import SparseInitializer, SparseTensor, quantization_annotation, string_items, tensor_hash
+from graphopt.ir.tensors import (
+    SparseInitializer,
+    SparseTensor,
+    kept_type,
+    quantization_annotation,
+    string_items,
+    tensor_hash,
+)
 
 _ALIASES = {"FLOAT": "float", "DOUBLE": "double"}
 TYPE_NAMES = {dtype: _ALIASES.get(dtype.name, dtype.name.lower()) for dtype in ir.DataType}
 ATTRIBUTE_NAMES = {kind: kind.name.lower() for kind in ir.AttributeType}
 COMPOSITE_TYPES = {"seq": ir.SequenceType, "optional": ir.OptionalType, "sparse_tensor": ir.SparseTensorType}
+KEPT_TYPES = ("map", "opaque")
 LIST_KINDS = {
     ir.AttributeType.INTS: ir.AttributeType.INT,
     ir.AttributeType.FLOATS: ir.AttributeType.FLOAT,
@@ -41,7 +51,7 @@ VALUE_DTYPES: dict[ir.DataType, str] = {
 SIGNED_PACKED = (ir.DataType.INT4, ir.DataType.INT2)
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_RESERVED = frozenset([*TYPE_NAMES.values(), *COMPOSITE_TYPES, "map", "opaque", "inf", "infinity", "nan"])
+_RESERVED = frozenset([*TYPE_NAMES.values(), *COMPOSITE_TYPES, *KEPT_TYPES, "inf", "infinity", "nan"])
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _QUIET_NAN = {4: (0x7FC00000, 0xFFC00000), 8: (0x7FF8 << 48, 0xFFF8 << 48)}
 
@@ -314,12 +324,35 @@ def _sparse_type(sparse: SparseTensor) -> str:
     return _type(ir.SparseTensorType(sparse.values.dtype), ir.Shape(sparse.dims))
 
 
+def _kept_type(proto: onnx.TypeProto) -> str:
+    case = proto.WhichOneof("value")
+    match case:
+        case "map_type":
+            key = TYPE_NAMES[ir.DataType(proto.map_type.key_type)]
+            text = f"map({key}, {_kept_type(proto.map_type.value_type)})"
+        case "sequence_type" | "optional_type":
+            keyword = "seq" if case == "sequence_type" else "optional"
+            text = f"{keyword}({_kept_type(getattr(proto, case).elem_type)})"
+        case "opaque_type":
+            text = f"opaque({quote(proto.opaque_type.domain)}, {quote(proto.opaque_type.name)})"
+        case _:
+            return _type(*_type_and_shape(proto))
+    return f"{text} @{quote(proto.denotation)}" if proto.denotation else text
+
+
+def _type_and_shape(proto: onnx.TypeProto) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
+    return serde.deserialize_type_proto_for_type(proto), serde.deserialize_type_proto_for_shape(proto)
+
+
 def _has_description(value: ir.Value) -> bool:
-    return value.type is not None or bool(_value_notes(value))
+    return value.type is not None or kept_type(value) is not None or bool(_value_notes(value))
 
 
 def _value(value: ir.Value) -> str:
+    kept = kept_type(value)
     start = "" if value.type is None else _type(value.type, value.shape) + " "
+    if kept is not None:
+        start = _kept_type(kept) + " "
     return f"{start}{name(value.name or '')}{_value_notes(value)}"
 
 
@@ -341,7 +374,7 @@ def _texts(**fields: str | None) -> list[str]:
 def _map_field(key: str, entries: Mapping[str, str]) -> list[str]:
     if not entries:
         return []
-    return [f"{key}: [{', '.join(f'{quote(k)}: {quote(v)}' for k, v in sorted(entries.items()))}]"]
+    return [f"{key}: [{', '.join(f'{quote(k)}: {quote(v)}' for k, v in entries.items())}]"]
 
 
 def _opsets(opsets: Mapping[str, int]) -> str:

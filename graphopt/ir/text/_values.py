@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir import serde
 from onnx_ir.serde import TensorProtoTensor
 
 from graphopt.ir.tensors import SparseTensor, UnresolvedTensor, tensor_hash
 from graphopt.ir.text._lexer import Cursor, Source, nearest
-from graphopt.ir.text._print import COMPOSITE_TYPES, SIGNED_PACKED, TYPE_NAMES, VALUE_DTYPES
+from graphopt.ir.text._print import COMPOSITE_TYPES, KEPT_TYPES, SIGNED_PACKED, TYPE_NAMES, VALUE_DTYPES
 
 Resolver = Callable[[str], ir.TensorProtocol]
 
@@ -48,9 +49,50 @@ class ValueParser(Cursor):
             return False
         # A name stands where a type may: a second name behind it shows which of the two this is.
         follows = self.kinds[self.i + 1] in ("word", "string", "hex", "[")
-        if follows and word not in DTYPES and word not in COMPOSITE_TYPES:
-            raise self.error(f"unknown type {word!r}", hint=nearest(word, [*DTYPES, *COMPOSITE_TYPES]))
-        return word in DTYPES or (word in COMPOSITE_TYPES and self.kinds[self.i + 1] == "(")
+        composite = word in COMPOSITE_TYPES or word in KEPT_TYPES
+        if follows and word not in DTYPES and not composite:
+            raise self.error(f"unknown type {word!r}", hint=nearest(word, [*DTYPES, *COMPOSITE_TYPES, *KEPT_TYPES]))
+        return word in DTYPES or (composite and self.kinds[self.i + 1] == "(")
+
+    def holds_kept_type(self) -> bool:
+        """Whether the type at the cursor is, or has inside, one that onnx-ir cannot hold."""
+        at = self.i
+        while self.words[at] in COMPOSITE_TYPES and self.kinds[at + 1] == "(":
+            at += 2
+        return self.words[at] in KEPT_TYPES
+
+    def kept_type(self) -> onnx.TypeProto:
+        proto = onnx.TypeProto()
+        if not self.holds_kept_type():
+            kind, shape = self.type()
+            if kind is not None:
+                serde.serialize_type_into(proto, kind)
+                if shape is not None:
+                    serde.serialize_shape_into(proto, shape)
+            return proto
+        word = self.expect("word")
+        self.expect("(")
+        if word == "opaque":
+            proto.opaque_type.domain = self.string()
+            self.expect(",")
+            proto.opaque_type.name = self.string()
+        elif word == "map":
+            proto.map_type.key_type = int(self.dtype())
+            self.expect(",")
+            proto.map_type.value_type.CopyFrom(self.kept_type())
+        else:
+            outer = proto.sequence_type if word == "seq" else proto.optional_type
+            outer.elem_type.CopyFrom(self.kept_type())
+        self.expect(")")
+        if denotation := self.denotation():
+            proto.denotation = denotation
+        return proto
+
+    def denotation(self) -> str | None:
+        if self.kinds[self.i] != "@" or self.kinds[self.i + 1] not in ("string", "hex"):
+            return None
+        self.i += 1
+        return self.string()
 
     def type(self) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
         if self.accept("?"):
@@ -69,9 +111,7 @@ class ValueParser(Cursor):
         else:
             kind = ir.TensorType(self.dtype())
             shape = self.shape()
-        if self.kinds[self.i] == "@" and self.kinds[self.i + 1] == "string":
-            self.i += 1
-            kind.denotation = self.string()
+        kind.denotation = self.denotation()
         return kind, shape
 
     def dtype(self) -> ir.DataType:
@@ -87,7 +127,7 @@ class ValueParser(Cursor):
         return ir.Shape([dim for dim, _ in dims], denotations=[text for _, text in dims]) if dims else None
 
     def dim(self) -> tuple[int | str | None, str | None]:
-        return self.size(), self.string() if self.accept("@") else None
+        return self.size(), self.denotation()
 
     def size(self) -> int | str | None:
         if self.accept("?"):
