@@ -100,6 +100,39 @@ class Editor:
         self._touch()
         return value
 
+    def to_initializer(
+        self, value: onnx_ir.Value, array: np.ndarray[Any, Any] | onnx_ir.TensorProtocol
+    ) -> onnx_ir.Value:
+        """Put an initializer in place of a computed value, under its name, and erase the node behind it where nobody
+        reads its other outputs.
+
+        The initializer belongs to the main graph; that of a nested graph's output to the nested graph, because ONNX
+        lets no graph return an outer value. Only a name that other graphs have too is made unique.
+        """
+        node = value.producer()
+        if node is None or value.name is None:
+            raise PassError(f"value {value.name!r} is not computed by a node")
+        graph = _graph_of(node)
+        home = graph if value.is_graph_output() else self.model.graph
+        name, users = value.name, [use.node for use in value.uses()]
+        if self._names[name] > 1 and not (value.is_graph_output() and graph is self.model.graph):
+            name = self.new_name(name)
+        value.name = self.new_name(f"{name}_folded")
+        tensor = _as_tensor(array, name)
+        tensor.name = name
+        new = onnx_ir.Value(
+            name=name, type=onnx_ir.TensorType(tensor.dtype), shape=onnx_ir.Shape(tensor.shape), const_value=tensor
+        )
+        home.initializers.add(new)
+        for index, output in enumerate(graph.outputs):
+            if output is value:
+                graph.outputs[index] = new
+        for user, index in list(value.uses()):
+            user.replace_input_with(index, new)
+        self._touch(node, *users)
+        self.erase_dead(node)
+        return new
+
     def insert_before(
         self,
         anchor: onnx_ir.Node,
@@ -191,6 +224,36 @@ class Editor:
         node.op_type, node.domain = operator, domain
         self._index.setdefault(operator_key(node), {})[node] = None
         self._touch(node)
+
+    def rewrite(
+        self,
+        node: onnx_ir.Node,
+        operator: str,
+        inputs: Sequence[onnx_ir.Value | None],
+        attributes: Mapping[str, Attribute] | None = None,
+    ) -> None:
+        """Make ``node`` compute something else: operator, inputs and attributes change, its outputs stay.
+
+        Producers and initializers that nobody reads any more are erased.
+        """
+        before = [value for value in node.inputs if value is not None]
+        self.set_operator(node, operator)
+        node.attributes.clear()
+        for name, attribute in (attributes or {}).items():
+            node.attributes[name] = _as_attr(name, attribute)
+        node.resize_inputs(len(inputs))
+        for index, new in enumerate(inputs):
+            node.replace_input_with(index, new)
+        for value in before:
+            self.drop_unread(value)
+
+    def drop_unread(self, value: onnx_ir.Value) -> None:
+        """Erase the initializer or the producers behind ``value`` if nobody reads it any more."""
+        producer = value.producer()
+        if producer is not None:
+            self.erase_dead(producer)
+        elif value.is_initializer():
+            self.erase_constant(value)
 
     def set_weight(self, value: onnx_ir.Value, array: np.ndarray[Any, Any] | onnx_ir.TensorProtocol) -> None:
         """Replace an initializer's tensor; value, dtype and shape change together."""
@@ -322,6 +385,11 @@ class Editor:
         if graph is not None:
             graph.inputs.remove(value)
             self._touch(*(use.node for use in value.uses()))
+
+    def set_ir_version(self, version: int) -> None:
+        """Declare the version of the file format that the model needs."""
+        self.model.ir_version = version
+        self._touch()
 
     def splice(self, node: onnx_ir.Node, graph: onnx_ir.Graph) -> None:
         """Move the nodes and initializers of ``graph``, one of ``node``'s own, in front of ``node``.

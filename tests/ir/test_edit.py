@@ -122,3 +122,16 @@ def test_splice_moves_a_branch_out_and_keeps_names_unique(branch, want):
     assert [value.name for value in model.graph.outputs] == ["y"]
     verify(model)
     np.testing.assert_allclose(run(model, X | {"c": np.array(True)})[0], want, rtol=1e-6)
+
+
+def test_rewrite_changes_a_node_in_place_and_drops_what_it_no_longer_reads():
+    model = model_of(
+        "g (float[2] x) => (float[2] y) { a = Exp(x) y = Add(a, c) }", weights={"c": np.ones(2, np.float32)}
+    )
+    edit = Editor(model)
+    (add,) = edit.nodes("Add")
+    edit.rewrite(add, "LeakyRelu", [model.graph.inputs[0]], {"alpha": 0.5})
+    assert [node.op_type for node in model.graph] == ["LeakyRelu"]
+    assert edit.nodes("LeakyRelu") == [add]
+    assert not model.graph.initializers
+    assert run(model, {"x": np.array([-2, 2], np.float32)})[0].tolist() == [-1, 2]
