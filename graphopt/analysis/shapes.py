@@ -31,6 +31,8 @@ class Shapes:
         known, contradiction = infer(model)
         outputs = set(model.graph.outputs)
         for value, (dtype, shape) in known.items():
+            if value.type is not None and not isinstance(value.type, TensorType):
+                continue
             if value in outputs:
                 _compare_output(value, dtype, shape, manager)
                 dtype, shape = dtype if dtype is not None else value.dtype, _merged(shape, shape_of(value))

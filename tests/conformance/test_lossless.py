@@ -1,0 +1,51 @@
+"""``lossless`` on ONNX's backend tests: every case that onnxruntime runs keeps its outputs. 0 wrong, 0 crashes.
+
+The whole corpus runs behind the marker ``slow``; without it one case in twenty of the stored and generated ones.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def verdicts(kind: str, part: int, parts: int) -> dict[str, str]:
+    """Return the verdict on each case of a part, a crash of the process included."""
+    command = [sys.executable, "-m", "tests.conformance.check_lossless", kind, str(part), str(parts)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
+    found: dict[str, str] = {}
+    for line in done.stdout.splitlines():
+        fact = json.loads(line)
+        if "start" in fact:
+            found[fact["start"]] = f"crash: the process ended with {done.returncode}: {done.stderr[-300:]}"
+        else:
+            found[fact["case"]] = fact["verdict"]
+    assert done.returncode == 0, done.stderr[-2000:]
+    return found
+
+
+def check(found: dict[str, str]) -> None:
+    counts = Counter(verdict.split(":")[0] for verdict in found.values())
+    print(f"\n{dict(counts)} of {len(found)}")
+    bad = {name: verdict for name, verdict in found.items() if not verdict.startswith(("ok", "skipped"))}
+    assert not bad, json.dumps(bad, indent=1)
+    assert counts["ok"] > counts["skipped"], counts
+
+
+@pytest.mark.parametrize("kind", ["stored", "generated"])
+def test_one_case_in_twenty_keeps_its_outputs(kind):
+    check(verdicts(kind, 7, 20))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("kind", ["stored", "generated"])
+def test_every_case_keeps_its_outputs(kind, part):
+    check(verdicts(kind, part, 2))
