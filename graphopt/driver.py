@@ -3,37 +3,67 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from graphopt import io
 from graphopt.diagnostics import DiagnosticSink
+from graphopt.errors import UsageError
+from graphopt.io.importer import DIAGNOSTICS
+from graphopt.io.surgeon import run_script
 from graphopt.ir import Model
 from graphopt.pipeline import Instrument, Pipeline, Run, load_preset, parse, run_pipeline
+from graphopt.pipeline.instruments import Statistics, Verify
+from graphopt.report import report, write_report
 from graphopt.runtime import evaluate
+from graphopt.soundness import InputCheck
 from graphopt.targets import Target
 from graphopt.version import __version__
+
+Source = Model | str | Path | bytes
 
 
 @dataclass(frozen=True)
 class Result:
-    """What :func:`optimize` returns: the model, where it was written, and the run with its records and rewrites."""
+    """What :func:`optimize` returns: the model, where it was written, and the run with its records and rewrites.
+
+    ``source`` is the path of the input and ``sha256`` its hash, both ``None`` for a model that was handed over loaded.
+    """
 
     model: Model
     run: Run
     output: Path | None = None
     diagnostics: DiagnosticSink = field(default_factory=DiagnosticSink)
+    source: str | None = None
+    sha256: str | None = None
+
+    def report(self, *, rewrites: bool = True) -> dict[str, Any]:
+        """Return what the run did as plain values; ``rewrites=False`` leaves out the list of single rewrites."""
+        measured = [item for item in self.run.instruments if isinstance(item, Statistics)]
+        return report(
+            self.run,
+            source=self.source,
+            sha256=self.sha256,
+            output=self.output,
+            statistics=measured[0] if measured else None,
+            rewrites=rewrites,
+        )
 
 
 def optimize(
-    model: Model | str | Path | bytes,
+    model: Source,
     *,
     output: str | Path | None = None,
     preset: str = "lossless",
     pipeline: Pipeline | str | None = None,
     target: Target | None = None,
+    verify: bool = True,
     instruments: Sequence[Instrument] = (),
+    diagnostics: DiagnosticSink | None = None,
+    report_file: str | Path | None = None,
     seed: int = 0,
     stop_after: int | None = None,
     fuel: Mapping[str, int] | None = None,
@@ -41,36 +71,69 @@ def optimize(
     """Run a pipeline over a model and write the result to ``output`` when given.
 
     ``model`` is a path, serialized bytes or a loaded model, which is then changed in place. ``pipeline`` (its text or a
-    Pipeline) wins over ``preset``. Raises GraphOptError; then nothing was written.
+    Pipeline) wins over ``preset``. ``verify`` checks the invariants of the model after each pass. ``stop_after`` bounds
+    the executions of passes, ``fuel`` the rewrites of single passes by name. ``report_file`` gets the record of the run
+    as JSON. Raises GraphOptError; then no model was written.
     """
     chosen = parse(pipeline) if isinstance(pipeline, str) else pipeline
     chosen = chosen if chosen is not None else load_preset(preset)
+    path = None if output is None else Path(output)
+    for target_path in (path, None if report_file is None else Path(report_file)):
+        if target_path is not None:
+            _check_writable(target_path)
     loaded = model if isinstance(model, Model) else io.load(model)
-    sink = DiagnosticSink()
+    sink = diagnostics if diagnostics is not None else DiagnosticSink()
+    for diagnostic in loaded.meta.get(DIAGNOSTICS, ()):
+        sink.add(diagnostic)
+    # The importer has verified what it loaded; a model that was handed over may be anything.
+    checks: list[Instrument] = [Verify(at_start=loaded is model)] if verify else []
     run = run_pipeline(
         loaded,
         chosen,
         evaluate,
-        instruments=instruments,
+        surgeon=_run_surgeon,
+        instruments=[InputCheck(), *checks, *instruments],
         diagnostics=sink,
         target=target,
         seed=seed,
         stop_after=stop_after,
         fuel=dict(fuel or {}),
     )
-    if output is None:
-        return Result(loaded, run, None, sink)
-    path = Path(output)
-    io.save(loaded, path, provenance=_provenance(chosen, model))
-    return Result(loaded, run, path, sink)
+    digest = sha256_of(model)
+    if path is not None:
+        io.save(loaded, path, provenance=_provenance(chosen, digest))
+    result = Result(loaded, run, path, sink, str(model) if isinstance(model, str | Path) else None, digest)
+    if report_file is not None:
+        write_report(result.report(), Path(report_file))
+    return result
 
 
-def _provenance(pipeline: Pipeline, source: Model | str | Path | bytes) -> dict[str, str]:
+def _run_surgeon(model: Model, function: str, cleanup: bool) -> Model:
+    return run_script(model, function, cleanup=cleanup)
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse, before the work is done, a path that the result could not be written to. Raises UsageError."""
+    if path.is_dir():
+        raise UsageError("this is a folder; name a file in it", where=str(path))
+    folder = path.parent
+    if not folder.is_dir():
+        raise UsageError("its folder does not exist", where=str(path), hint=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError("its folder is not writable", where=str(path))
+
+
+def sha256_of(source: Source) -> str | None:
+    """Return the hex sha256 of an input, ``None`` for a loaded model, whose file may be long gone."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    if isinstance(source, Model):
+        return None
+    with Path(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _provenance(pipeline: Pipeline, digest: str | None) -> dict[str, str]:
     """Return what goes into the metadata of the output: version, canonical pipeline and the input's hash."""
     facts = {"graphopt.version": __version__, "graphopt.pipeline": str(pipeline)}
-    if isinstance(source, bytes):
-        facts["graphopt.input_sha256"] = hashlib.sha256(source).hexdigest()
-    elif isinstance(source, str | Path):
-        with Path(source).open("rb") as file:
-            facts["graphopt.input_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return facts
+    return facts if digest is None else {**facts, "graphopt.input_sha256": digest}

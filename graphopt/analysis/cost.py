@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
-from graphopt.analysis.shapes import Shapes
 from graphopt.diagnostics import Diagnostic, Severity
 from graphopt.ir import DataType, ExternalTensor, Model, Node, TensorProtocol, Value, graphs, is_constant, nodes
-from graphopt.ir.query import attr, place, shape_of, tensor_of
+from graphopt.ir.infer import Known, infer
+from graphopt.ir.query import attr, place, static_shape, tensor_of
 from graphopt.ir.tensors import string_items
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Cost:
     two computed operands, which no weight can shrink. A node inside a loop's body counts once. ``parameters`` are the
     elements, and ``size`` the bytes, of all initializers and Constant nodes, a tensor that several values share once.
     ``unknown`` names the nodes that multiply and whose sizes the inputs' shapes do not tell; they are in no sum.
-    ``assumed`` names the dimensions of the inputs that were taken as 1.
+    ``assumed`` names the symbolic dimensions of the inputs that were taken as 1 (``?`` stands for those without name).
     """
 
     macs: Mapping[Node, int]
@@ -46,7 +46,6 @@ class Cost:
     @classmethod
     def compute(cls, model: Model, manager: AnalysisManager) -> Self:
         """Measure ``model`` with every symbolic dimension taken as 1; what is unknown is reported."""
-        manager.get(Shapes)
         cost = cls.measure(model)
         if cost.unknown:
             some = ", ".join(cost.unknown[:3])
@@ -56,8 +55,16 @@ class Cost:
 
     @classmethod
     def measure(cls, model: Model, bindings: Bindings | None = None) -> Self:
-        """Measure ``model`` by the shapes that its values have (see ``Shapes``) and ``bindings`` of symbolic ones."""
-        sizes = _Sizes(model, bindings or {})
+        """Measure ``model``, symbolic dimensions of its inputs as in ``bindings``; nothing is written to the model."""
+        assumed: dict[str, None] = {}
+
+        def size(name: str | None) -> int:
+            if name is not None and bindings and name in bindings:
+                return bindings[name]
+            assumed.setdefault(name or "?")
+            return 1
+
+        sizes = _Sizes(infer(model, size)[0])
         macs: dict[Node, int] = {}
         unknown = []
         computed = 0
@@ -74,7 +81,7 @@ class Cost:
                 computed += found
         tensors = parameters(model)
         elements = sum(tensor.size for tensor in tensors)
-        return cls(macs, computed, elements, sum(map(_bytes, tensors)), tuple(unknown), sizes.assumed())
+        return cls(macs, computed, elements, sum(map(_bytes, tensors)), tuple(unknown), tuple(assumed))
 
 
 def parameters(model: Model) -> list[TensorProtocol]:
@@ -101,31 +108,19 @@ def _bytes(tensor: TensorProtocol) -> int:
 
 
 class _Sizes:
-    """Shapes as numbers, and a memory of which dimensions had to be assumed."""
+    """The shapes of values as numbers."""
 
-    def __init__(self, model: Model, bindings: Bindings):
-        dims = {dim for value in model.graph.inputs for dim in shape_of(value) or () if isinstance(dim, str)}
-        self._sizes = {dim: bindings.get(dim, 1) for dim in dims}
-        self._free = dims - set(bindings)
-        self._assumed: dict[str, None] = {}
-
-    def assumed(self) -> tuple[str, ...]:
-        return tuple(self._assumed)
+    def __init__(self, known: Mapping[Value, Known]):
+        self._known = known
 
     def __call__(self, value: Value | None) -> tuple[int, ...] | None:
-        """Return the shape of ``value`` as numbers, ``None`` when a dimension is not known from the inputs'."""
-        shape = shape_of(value)
-        if shape is None:
+        """Return the shape of ``value``, ``None`` when a dimension is not a known number."""
+        if value is None:
             return None
-        sizes = []
-        for dim in shape:
-            size = dim if isinstance(dim, int) else self._sizes.get(dim or "")
-            if size is None:
-                return None
-            if dim in self._free:
-                self._assumed.setdefault(str(dim))
-            sizes.append(size)
-        return tuple(sizes)
+        shape = self._known[value][1] if value in self._known else static_shape(value)
+        if shape is None or not all(isinstance(dim, int) for dim in shape):
+            return None
+        return cast("tuple[int, ...]", shape)
 
 
 _Counter = Callable[[Node, _Sizes], int | None]

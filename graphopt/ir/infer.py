@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import onnx
 import onnx_ir
 
 from graphopt.ir.extract import write_attribute
-from graphopt.ir.query import Dim
+from graphopt.ir.query import Dim, tensor_of
 
 Known = tuple[onnx_ir.DataType | None, tuple[Dim, ...] | None]
 """What is known of a value: its dtype and its shape."""
@@ -17,15 +17,20 @@ LIGHT_ELEMENTS = 1024
 """Constants up to this many elements keep their data for inference: shapes, axes and sizes are never longer."""
 
 
-def infer(model: onnx_ir.Model) -> tuple[dict[onnx_ir.Value, Known], str]:
+def infer(
+    model: onnx_ir.Model, sizes: Callable[[str | None], int] | None = None
+) -> tuple[dict[onnx_ir.Value, Known], str]:
     """Infer dtype and shape of the values in the main graph and the graphs nested in it.
 
     Declared types of intermediate values and outputs are not believed, except behind operators that ONNX does not
-    define. Returns what is known of each value, and the first contradiction found, empty when there is none.
+    define. ``sizes`` gives the dimensions of inputs that are no numbers one, by name. Returns what is known of each
+    value, and the first contradiction found, empty when there is none.
     """
     names: dict[onnx_ir.Value, str] = {}
     proto = onnx.ModelProto(ir_version=max(model.ir_version, 4))
     _write_graph(model.graph, proto.graph, names, model)
+    if sizes is not None:
+        _set_sizes(proto.graph.input, sizes)
     for domain, version in sorted(model.opset_imports.items()):
         proto.opset_import.add(domain=domain, version=version)
     for function in model.functions.values():
@@ -40,6 +45,44 @@ def infer(model: onnx_ir.Model) -> tuple[dict[onnx_ir.Value, Known], str]:
     known: dict[onnx_ir.Value, Known] = {}
     _collect(inferred.graph, table, known)
     return known, complaint
+
+
+def infer_nodes(order: Sequence[onnx_ir.Node], model: onnx_ir.Model) -> dict[onnx_ir.Value, Known]:
+    """Infer the outputs of ``order``, nodes without nested graphs that stand behind those they read, alone.
+
+    What the nodes read from elsewhere counts by its content when constant and by its type otherwise. A node that
+    inference refuses has unknown outputs.
+    """
+    names: dict[onnx_ir.Value, str] = {}
+    proto = onnx.ModelProto(ir_version=max(model.ir_version, 4))
+    proto.graph.name = "g"
+    made = {value for node in order for value in node.outputs}
+    for value in dict.fromkeys(v for node in order for v in node.inputs if v is not None and v not in made):
+        tensor = tensor_of(value)
+        if tensor is None:
+            _write_value(value, proto.graph.input.add(name=_name(value, names)))
+        else:
+            _write_tensor(tensor, proto.graph.initializer.add(name=_name(value, names)))
+    for node in order:
+        _write_node(node, proto.graph, names, model)
+    for domain, version in sorted(model.opset_imports.items()):
+        proto.opset_import.add(domain=domain, version=version)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
+        return {}
+    known: dict[onnx_ir.Value, Known] = {}
+    _collect(inferred.graph, {name: value for value, name in names.items()}, known)
+    return {value: facts for value, facts in known.items() if value in made}
+
+
+def _set_sizes(inputs: Iterable[onnx.ValueInfoProto], sizes: Callable[[str | None], int]) -> None:
+    for info in inputs:
+        if info.type.WhichOneof("value") != "tensor_type":
+            continue
+        for dim in info.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.dim_value = sizes(dim.dim_param or None)
 
 
 def _lenient(proto: onnx.ModelProto) -> onnx.ModelProto:

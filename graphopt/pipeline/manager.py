@@ -37,17 +37,21 @@ class Instrument:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """One execution of a pass: its position in the run, text, what it changed and how long it took (seconds)."""
+    """One execution of a pass: its position in the run, text, what it changed, in how many rewrites and seconds."""
 
     index: int
     text: str
     changes: Changes
     seconds: float
+    rewrites: int = 0
 
 
 @dataclass
 class Run:
-    """One run of a pipeline over one model: its context and what has happened so far."""
+    """One run of a pipeline over one model: its context and what has happened so far.
+
+    ``current`` is the pass under way, or the last one, and ``current_step`` its position, from 1.
+    """
 
     model: Model
     spec: Pipeline
@@ -55,7 +59,10 @@ class Run:
     instruments: Sequence[Instrument] = ()
     records: list[PassRecord] = field(default_factory=list)
     stop_after: int | None = None
+    current: Pass | None = None
+    current_step: int = 0
     _clean: dict[Pass, int] = field(default_factory=dict)
+    _rest: list[tuple[Step, ...]] = field(default_factory=list)
 
     @property
     def step(self) -> int:
@@ -71,10 +78,22 @@ class Run:
         """Run every step. Raises GraphOptError; a crash inside a pass becomes a PassError that names the pass."""
         for instrument in self.instruments:
             instrument.start(self)
-        for step in self.spec.steps:
-            self._step(step)
+        self._sequence(self.spec.steps)
         for instrument in self.instruments:
             instrument.finish(self)
+
+    def remaining(self, item: Pass) -> Pipeline:
+        """Return the pipeline from ``item``, the pass under way, on."""
+        return Pipeline((item, *(step for steps in reversed(self._rest) for step in steps)))
+
+    def _sequence(self, steps: tuple[Step, ...], then: tuple[Step, ...] = ()) -> bool:
+        """Run ``steps`` in turn, knowing what follows each; tell whether one changed anything."""
+        changed = False
+        for index, step in enumerate(steps):
+            self._rest.append((*steps[index + 1 :], *then))
+            changed = self._step(step) or changed
+            self._rest.pop()
+        return changed
 
     def _step(self, step: Step) -> bool:
         if isinstance(step, Fixpoint):
@@ -83,9 +102,9 @@ class Run:
 
     def _fixpoint(self, group: Fixpoint) -> bool:
         changed = False
-        for _ in range(group.max):
-            outcomes = [self._step(step) for step in group.steps]
-            if not any(outcomes):
+        for left in reversed(range(group.max)):
+            again = (Fixpoint(group.steps, left),) if left else ()
+            if not self._sequence(group.steps, again):
                 return changed
             changed = True
         return changed
@@ -94,11 +113,13 @@ class Run:
         if self.stopped or self._clean.get(item) == self.ctx.edit.revision:
             return False
         self.ctx.pass_name = item.name
+        self.current, self.current_step = item, self.step
+        rewrites = len(self.ctx.rewrites)
         for instrument in self.instruments:
             instrument.before_pass(self, item)
         try:
             changes, seconds = self._run(item)
-            record = PassRecord(self.step, str(item), changes, seconds)
+            record = PassRecord(self.step, str(item), changes, seconds, len(self.ctx.rewrites) - rewrites)
             self.records.append(record)
             for instrument in self.instruments:
                 instrument.after_pass(self, item, changes)
