@@ -27,7 +27,7 @@ HAD_EXTERNAL_DATA = "graphopt.had_external_data"
 DIAGNOSTICS = "graphopt.diagnostics"
 TRAINING_INFO = "graphopt.training_info"
 
-# onnx-ir warns through logging about what the checks here refuse with an error; without a handler Python would print it.
+# onnx-ir warns through logging about what is refused here with an error; without a handler Python would print it.
 logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 
 
@@ -36,7 +36,7 @@ def load(source: str | Path | bytes | onnx.ModelProto, *, base_dir: str | Path |
 
     External data is found beside the file (for bytes and protobufs in ``base_dir``), checked, and mapped: it stays on
     disk until touched. ``model.meta`` tells ``graphopt.source_path`` (str or None), ``graphopt.had_value_info`` and
-    ``graphopt.had_external_data`` (bool), and ``graphopt.diagnostics`` (list of Diagnostic: what was put right on the way).
+    ``graphopt.had_external_data`` (bool), and ``graphopt.diagnostics`` (list of Diagnostic: what was put right).
     Raises ModelError when the model cannot be read, contradicts itself, or names files outside its folder.
     """
     if isinstance(source, onnx.ModelProto):
@@ -79,9 +79,9 @@ def _build(data: bytes, where: str, folder: Path | None, path: Path | None) -> o
     except GraphOptError as error:
         place_of = where if error.where is None else f"{where}: {error.where}"
         raise ModelError(error.message, where=place_of, context=error.context, hint=error.hint) from error
-    # onnx-ir answers a damaged model with whatever its own code runs into (KeyError, UnicodeDecodeError, RecursionError,
-    # NotImplementedError, ...); every one of them means that the model cannot be read.
-    except Exception as error:  # noqa: BLE001
+    # onnx-ir answers a damaged model with whatever its own code runs into (KeyError, UnicodeDecodeError,
+    # RecursionError, NotImplementedError, ...); every one of them means that the model cannot be read.
+    except Exception as error:
         raise ModelError(f"the model cannot be read: {_cause(error)}", where=where) from error
     model.meta[SOURCE_PATH] = None if path is None else str(path)
     return model
@@ -104,7 +104,7 @@ def _deserialize(data: bytes, folder: DataFolder) -> onnx_ir.Model:
     # Facts that have to survive Model.clone(), which copies the meta of graphs but not that of the model.
     model.graph.meta[HAD_VALUE_INFO] = model.meta[HAD_VALUE_INFO] = bool(proto.graph.value_info)
     model.graph.meta[TRAINING_INFO] = [entry.SerializeToString() for entry in proto.training_info]
-    model.meta[HAD_EXTERNAL_DATA] = inspection.external
+    model.graph.meta[HAD_EXTERNAL_DATA] = model.meta[HAD_EXTERNAL_DATA] = inspection.external
     model.meta[DIAGNOSTICS] = []
     return model
 
@@ -141,7 +141,7 @@ def _verify(model: onnx_ir.Model) -> None:
 
 
 def _sort(model: onnx_ir.Model) -> bool:
-    """Sort every graph so that nodes follow what they read; return whether anything moved. Raises ModelError on a cycle."""
+    """Sort every graph so that nodes follow what they read; return whether one moved. Raises ModelError on a cycle."""
     moved = False
     for graph in [model.graph, *(function.graph for function in model.functions.values())]:
         before = list(graph.all_nodes())

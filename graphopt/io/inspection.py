@@ -1,4 +1,4 @@
-"""Looks through a parsed model before the IR is built: refuses what contradicts itself, sets aside what onnx-ir cannot hold.
+"""Looks through a parsed model before the IR is built: refuses contradictions, sets aside what onnx-ir cannot hold.
 
 onnx-ir has no sparse tensors, no map and opaque types and no lists of byte strings. They are taken out of the protobuf,
 leaving a mark, and put back onto the IR objects afterwards by :meth:`Inspection.restore`; so they pass through.
@@ -80,8 +80,11 @@ class Inspection:
 
     def run(self, proto: onnx.ModelProto) -> None:
         """Check every tensor and name in ``proto`` and set aside, changing it, what onnx-ir cannot hold."""
+        _require_text("the model", [*_entries(proto), proto.producer_name, proto.producer_version, proto.domain])
+        _require_text("the model", [entry.domain for entry in proto.opset_import])
         self._graph(proto.graph, self.cuts)
         for function in proto.functions:
+            _require_text("a function", [function.name, function.domain, *function.input, *function.output])
             self._types(getattr(function, "value_info", ()))
             self._defaults(function)
             self._nodes(function.node)
@@ -90,7 +93,9 @@ class Inspection:
         for attribute in function.attribute_proto:
             if attribute.type in _SPARSE:
                 where = f"function {function.name!r}"
-                raise ModelError(f"its attribute {attribute.name!r} has a sparse default, which is not supported", where=where)
+                raise ModelError(
+                    f"its attribute {attribute.name!r} has a sparse default, which is not supported", where=where
+                )
             if attribute.type == onnx.AttributeProto.TENSOR:
                 self._tensor(attribute.t, None)
 
@@ -98,6 +103,8 @@ class Inspection:
         _refuse_repeated([info.name for info in graph.input], "input", graph.name)
         names = [tensor.name for tensor in graph.initializer]
         names += [sparse.values.name for sparse in graph.sparse_initializer]
+        infos = [info.name for infos in (graph.input, graph.output, graph.value_info) for info in infos]
+        _require_text(f"graph {graph.name!r}", [graph.name, *_entries(graph), *names, *infos])
         _refuse_repeated(names, "initializer", graph.name)
         for position, tensor in enumerate(graph.initializer):
             cut = cuts.get(position)
@@ -131,8 +138,14 @@ class Inspection:
     def _nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
         for node in nodes:
             attributes = node.attribute
-            if len(attributes) > 1 and len({attribute.name for attribute in attributes}) != len(attributes):
+            names = [attribute.name for attribute in attributes]
+            _require_text("a node", [node.name, node.op_type, node.domain, *node.input, *node.output, *names])
+            if not node.op_type:
+                raise ModelError("it has no operator", where=_place(node))
+            if len(set(names)) != len(names):
                 raise ModelError("it has two attributes of the same name", where=_place(node))
+            if node.metadata_props:
+                _require_text(_place(node), _entries(node))
             for attribute in attributes:
                 if attribute.type not in _PLAIN and not attribute.ref_attr_name:
                     self._attribute(attribute, node)
@@ -163,7 +176,11 @@ class Inspection:
     def _set_aside(self, attribute: onnx.AttributeProto) -> None:
         kept = _copy(attribute)
         attribute.Clear()
-        attribute.name, attribute.type, attribute.ref_attr_name = kept.name, kept.type, f"{_MARK}.{len(self.attributes)}"
+        attribute.name, attribute.type, attribute.ref_attr_name = (
+            kept.name,
+            kept.type,
+            f"{_MARK}.{len(self.attributes)}",
+        )
         self.attributes.append(kept)
 
     def _sparse(self, sparse: onnx.SparseTensorProto, node: onnx.NodeProto | None = None) -> None:
@@ -174,7 +191,9 @@ class Inspection:
         if sparse.indices.data_type != onnx.TensorProto.INT64 or len(sparse.values.dims) != 1:
             raise ModelError("its sparse values need rank 1 and its indices int64", where=where)
         if list(sparse.indices.dims) not in ([count], [count, rank]):
-            raise ModelError(f"its {count} sparse values have indices of shape {list(sparse.indices.dims)}", where=where)
+            raise ModelError(
+                f"its {count} sparse values have indices of shape {list(sparse.indices.dims)}", where=where
+            )
         if any(dim < 0 for dim in sparse.dims):
             raise ModelError(f"it has the shape {list(sparse.dims)}", where=where)
         if sparse.values.data_location or sparse.indices.data_location:
@@ -308,6 +327,19 @@ def _refuse_repeated(names: list[str], what: str, graph: str) -> None:
     name = "" if "" in names else Counter(names).most_common(1)[0][0]
     complaint = f"two {what}s are named {name!r}" if name else f"an {what} has no name"
     raise ModelError(complaint, where=f"graph {graph!r}")
+
+
+def _entries(proto: onnx.ModelProto | onnx.GraphProto | onnx.NodeProto) -> list[str]:
+    return [text for entry in proto.metadata_props for text in (entry.key, entry.value)]
+
+
+def _require_text(where: str, texts: list[str]) -> None:
+    # Protobuf hands out bytes, not a string, where a string field is no valid UTF-8; joining tells fastest.
+    try:
+        "".join(texts)
+    except TypeError:
+        broken = next(text for text in texts if not isinstance(text, str))
+        raise ModelError(f"a name or text in it is not UTF-8: {broken!r}", where=where) from None
 
 
 def _is_utf8(item: bytes) -> bool:

@@ -178,7 +178,9 @@ class DataFolder:
         path = self.folder / location
         try:
             # Non-blocking, so that a named pipe is refused below instead of being waited for.
-            handle = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)), "rb")
+            handle = os.fdopen(
+                os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)), "rb"
+            )
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"its data file {location!r} cannot be opened: {getattr(error, 'strerror', None) or error}",
@@ -256,6 +258,6 @@ def raw_chunks(tensor: onnx_ir.TensorProtocol) -> Iterator[bytes | memoryview]:
         array = tensor.numpy()
         little = array.dtype.newbyteorder("<") == array.dtype
         if array.size and array.flags.c_contiguous and little:
-            yield memoryview(array.reshape(-1).view(np.uint8))
+            yield array.reshape(-1).view(np.uint8).data
             return
     yield tensor.tobytes()
