@@ -130,11 +130,11 @@ def _unite_default_domain(model: onnx_ir.Model) -> None:
 
 def _verify(model: onnx_ir.Model) -> None:
     try:
-        verify(model)
+        verify(model, loaded=True)
     except VerifyError:
         if not _sort(model):
             raise
-        verify(model)
+        verify(model, loaded=True)
         model.meta[DIAGNOSTICS].append(
             Diagnostic(Severity.REMARK, "IO001", "the nodes were not in an order in which they can run; they are now")
         )

@@ -1,7 +1,8 @@
 """The invariants of a model, all in one list, and the verifier that checks them.
 
 ``verify(model)`` checks everything. ``verify(model, touched)`` checks the invariants of single nodes only on the nodes
-named (what a pass touched) and the order of whole graphs, which is cheap; the pipeline does that between passes.
+named (what a pass touched), and the names and the order of whole graphs, which is cheap; the pipeline does that between
+passes.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ NodeCheck = Callable[[onnx_ir.Node, onnx_ir.Model], str | None]
 
 @dataclass(frozen=True)
 class Invariant:
-    """A rule that every model keeps: ``check`` returns what is wrong with a node, or ``None``."""
+    """A rule that every model keeps: ``check`` returns what is wrong with a node, or ``None``.
+
+    ``edits_only`` marks a rule that only an edit can break, not a file.
+    """
 
     code: str
     rule: str
     check: NodeCheck
+    edits_only: bool = False
 
 
 def _outputs_belong(node: onnx_ir.Node, model: onnx_ir.Model) -> str | None:
@@ -69,15 +74,15 @@ def _schema_kept(node: onnx_ir.Node, model: onnx_ir.Model) -> str | None:
     for name in limits.required:
         if name not in node.attributes:
             return f"it lacks the attribute {name!r}"
-    for name, attribute in node.attributes.items():
+    for name, attribute in node.attributes.data.items():
         if name not in limits.types:
             return f"{node.op_type} has no attribute {name!r} at this opset"
-        if not attribute.is_ref() and attribute.type.value != limits.types[name]:
+        if attribute.type.value != limits.types[name] and not attribute.is_ref():
             return f"its attribute {name!r} has the type {attribute.type.name}"
-    for index, value in enumerate(node.inputs):
-        if value is None and index in limits.needed:
-            return f"its input {index} is missing"
-    return None
+    if None not in node.inputs:
+        return None
+    missing = [index for index, value in enumerate(node.inputs) if value is None and index in limits.needed]
+    return f"its input {missing[0]} is missing" if missing else None
 
 
 def _tensors_agree(node: onnx_ir.Node, model: onnx_ir.Model) -> str | None:
@@ -94,8 +99,8 @@ def _tensors_agree(node: onnx_ir.Node, model: onnx_ir.Model) -> str | None:
 
 
 INVARIANTS = [
-    Invariant("IR001", "a node's outputs name it as their producer", _outputs_belong),
-    Invariant("IR002", "a value knows each of its uses", _uses_agree),
+    Invariant("IR001", "a node's outputs name it as their producer", _outputs_belong, edits_only=True),
+    Invariant("IR002", "a value knows each of its uses", _uses_agree, edits_only=True),
     Invariant("IR003", "every output that is read has a name", _outputs_named),
     Invariant("IR004", "the domain of every operator is imported or is a function's", _domain_imported),
     Invariant("IR005", "inputs, outputs and attributes are those of the operator's schema", _schema_kept),
@@ -105,23 +110,23 @@ INVARIANTS = [
 it is read (which excludes cycles) and IR009 graph outputs are defined; see ``_check_order``."""
 
 
-def verify(model: onnx_ir.Model, touched: Iterable[onnx_ir.Node] | None = None) -> None:
-    """Check the invariants of ``model``; of single nodes only those in ``touched`` when given.
+def verify(model: onnx_ir.Model, touched: Iterable[onnx_ir.Node] | None = None, *, loaded: bool = False) -> None:
+    """Check the invariants of ``model``, all of them or, with ``touched``, those that edits of these nodes can break.
 
-    Raises VerifyError, naming the invariant, the node and the IR around it.
+    ``loaded`` says that the model has just been read, so that rules that only an edit can break need no look. Raises
+    VerifyError, naming the invariant, the node and the IR around it.
     """
-    everything = touched is None
+    invariants = [item for item in INVARIANTS if not (loaded and item.edits_only)]
     for node in _all_nodes(model) if touched is None else touched:
         if node.graph is None:
             continue
-        for invariant in INVARIANTS:
+        for invariant in invariants:
             complaint = invariant.check(node, model)
             if complaint is not None:
                 raise _error(invariant.code, f"{complaint} ({invariant.rule})", node)
-    _check_order(model.graph, set(), everything)
-    if everything:
-        for function in model.functions.values():
-            _check_order(function.graph, set(), everything)
+    _check_order(model.graph, set())
+    for function in model.functions.values() if touched is None else ():
+        _check_order(function.graph, set())
 
 
 def _all_nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
@@ -131,11 +136,11 @@ def _all_nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
         yield from function.all_nodes()
 
 
-def _check_order(graph: onnx_ir.Graph | onnx_ir.GraphView, visible: set[onnx_ir.Value], everything: bool) -> None:
+def _check_order(graph: onnx_ir.Graph | onnx_ir.GraphView, visible: set[onnx_ir.Value]) -> None:
     """Walk the graph once, in order, knowing what is visible: IR007, IR008 and IR009.
 
-    ``visible`` is given back as it came, so that a branch does not see its sibling's values and a walk
-    over many small branches stays linear.
+    ``visible`` is given back as it came, so that a branch does not see its sibling's values and a walk over many small
+    branches stays linear.
     """
     mine: list[onnx_ir.Value] = [*dict.fromkeys((*graph.inputs, *graph.initializers.values()))]
     visible.update(mine)
@@ -144,30 +149,31 @@ def _check_order(graph: onnx_ir.Graph | onnx_ir.GraphView, visible: set[onnx_ir.
             if value is not None and value not in visible:
                 raise _error("IR008", f"it reads {value.name!r} before it is defined, or where it is not visible", node)
         for inner in subgraphs(node):
-            _check_order(inner, visible, everything)
-        visible.update(node.outputs)
-        mine.extend(node.outputs)
+            _check_order(inner, visible)
+        outputs = node.outputs
+        visible.update(outputs)
+        mine.extend(outputs)
     for value in graph.outputs:
         if value not in visible:
             raise VerifyError(f"IR009: output {value.name!r} of graph {graph.name!r} is never defined")
-    if everything:
-        _check_names(graph, mine)
+    _check_names(graph, mine)
     visible.difference_update(mine)
 
 
 def _check_names(graph: onnx_ir.Graph | onnx_ir.GraphView, values: list[onnx_ir.Value]) -> None:
     """Refuse a name that is defined twice in one graph; shadowing by inner graphs is left to the runtime."""
+    names = [value.name for value in values if value.name]
+    if len(set(names)) == len(names):
+        return
     seen: set[str] = set()
     for value in values:
-        if not value.name:
-            continue
-        if value.name in seen:
+        if value.name and value.name in seen:
             producer = value.producer()
             complaint = f"the name {value.name!r} is defined twice"
             if producer is not None:
                 raise _error("IR007", complaint, producer)
             raise VerifyError(f"IR007: {complaint} in graph {graph.name!r}")
-        seen.add(value.name)
+        seen.add(value.name or "")
 
 
 def _error(code: str, complaint: str, node: onnx_ir.Node) -> VerifyError:
