@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -264,8 +265,8 @@ class Editor:
 
     def annotate(self, value: onnx_ir.Value, dtype: onnx_ir.DataType | None, shape: Sequence[Dim] | None) -> None:
         """Record what is known of a value's dtype and shape. This is no change of the program."""
-        value.type = None if dtype is None else onnx_ir.TensorType(dtype)
-        value.shape = None if shape is None else onnx_ir.Shape(shape)
+        value.type = None if dtype is None else _tensor_type(dtype)
+        value.shape = None if shape is None else _frozen_shape(tuple(shape))
 
     def set_input_shape(self, value: onnx_ir.Value, shape: Sequence[Dim]) -> None:
         """Change the declared shape of a graph input or output."""
@@ -427,6 +428,17 @@ class Editor:
         self.touched.clear()
         self._rebuild()
         self._touch(*self.model.graph)
+
+
+@lru_cache(maxsize=64)
+def _tensor_type(dtype: onnx_ir.DataType) -> onnx_ir.TensorType:
+    return onnx_ir.TensorType(dtype)
+
+
+@lru_cache(maxsize=4096)
+def _frozen_shape(dims: tuple[Dim, ...]) -> onnx_ir.Shape:
+    """Return a shape that values may share, since nobody can change it; most values of a model have one of a few."""
+    return onnx_ir.Shape(dims, frozen=True)
 
 
 def _reads(node: onnx_ir.Node) -> list[onnx_ir.Value]:

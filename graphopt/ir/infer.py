@@ -177,7 +177,7 @@ def _infos(graph: onnx.GraphProto) -> Iterable[onnx.ValueInfoProto]:
 
 
 def _known(info: onnx.ValueInfoProto) -> Known:
-    if info.type.WhichOneof("value") != "tensor_type":
+    if not info.type.HasField("tensor_type"):
         return None, None
     tensor = info.type.tensor_type
     dtype = onnx_ir.DataType(tensor.elem_type) if tensor.elem_type else None
@@ -187,7 +187,9 @@ def _known(info: onnx.ValueInfoProto) -> Known:
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
-    kind = dim.WhichOneof("value")
-    if kind == "dim_value":
-        return dim.dim_value if dim.dim_value >= 0 else None
-    return dim.dim_param or None if kind == "dim_param" else None
+    size = dim.dim_value
+    if size > 0:
+        return size
+    if dim.WhichOneof("value") == "dim_value":
+        return 0 if size == 0 else None
+    return dim.dim_param or None

@@ -8,6 +8,8 @@ from typing import Any, cast
 import numpy as np
 import onnx_ir
 
+_GRAPH, _GRAPHS = onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS
+
 Dim = int | str | None
 """One dimension: its size, the name of a symbolic size, or ``None`` when nothing is known."""
 
@@ -24,15 +26,13 @@ def graphs(model: onnx_ir.Model) -> Iterator[onnx_ir.Graph]:
 
 def subgraphs(node: onnx_ir.Node) -> list[onnx_ir.Graph]:
     """Return the graphs that ``node`` holds as attributes (branches of If, bodies of Loop and Scan)."""
-    if not node.attributes:
-        return []
     found: list[onnx_ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == onnx_ir.AttributeType.GRAPH:
+    # ``data`` is the plain dict inside; this runs for every node of every walk.
+    for attribute in node.attributes.data.values():
+        kind = attribute.type
+        if kind is _GRAPH and not attribute.is_ref():
             found.append(attribute.as_graph())
-        elif attribute.type == onnx_ir.AttributeType.GRAPHS:
+        elif kind is _GRAPHS and not attribute.is_ref():
             found.extend(attribute.as_graphs())
     return found
 
