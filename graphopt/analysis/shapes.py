@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from graphopt.diagnostics import Diagnostic, Severity
-from graphopt.ir import DataType, Editor, Model, TensorType, Value
+from graphopt.ir import DataType, Editor, Model, TensorType, Value, nodes
 from graphopt.ir.infer import infer
 from graphopt.ir.query import Dim, shape_of
 
 if TYPE_CHECKING:
     from graphopt.analysis.manager import AnalysisManager
+
+
+INVENTED = "unk__"
+"""How the names begin that inference makes up for sizes it knows to be equal and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Shapes:
     def compute(cls, model: Model, manager: AnalysisManager) -> Self:
         """Infer, and write dtype and shape to the values; a declared output shape that is wrong is reported."""
         known, contradiction = infer(model)
+        if manager.editor.revision:
+            _forget_stale(model, known, manager.editor)
         outputs = set(model.graph.outputs)
         for value, (dtype, shape) in known.items():
             if value.type is not None and not isinstance(value.type, TensorType):
@@ -38,14 +45,16 @@ class Shapes:
                 dtype, shape = dtype if dtype is not None else value.dtype, _merged(shape, shape_of(value))
             if dtype is None and shape is None:
                 continue
-            _annotate(manager.editor, value, dtype, shape)
+            manager.editor.annotate(value, dtype, shape)
         return cls(contradiction)
 
 
-def _annotate(editor: Editor, value: Value, dtype: DataType | None, shape: tuple[Dim, ...] | None) -> None:
-    if isinstance(value.type, TensorType) and value.type.dtype == dtype and shape_of(value) == shape:
-        return
-    editor.annotate(value, dtype, shape)
+def _forget_stale(model: Model, known: Collection[Value], editor: Editor) -> None:
+    """Forget sizes that an earlier inference named and this one says nothing of: it may have used the name again."""
+    for value in (value for node in nodes(model) for value in node.outputs if value not in known):
+        shape = shape_of(value)
+        if shape is not None and any(isinstance(dim, str) and dim.startswith(INVENTED) for dim in shape):
+            editor.annotate(value, value.dtype, None)
 
 
 def _merged(inferred: tuple[Dim, ...] | None, declared: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
