@@ -13,13 +13,15 @@ from graphopt.errors import ModelError
 T = TypeVar("T")
 
 _TOKEN = re.compile(
-    r"""(?P<space>(?:\s+|\#[^\n]*)+)
-      | (?P<hex>x"(?:[0-9a-f]{2})*")
+    r"""(?:\s+|\#[^\n]*)*
+    (?: (?P<hex>x"(?:[0-9a-fA-F]{2})*")
       | (?P<word>[A-Za-z_][A-Za-z0-9_]*)
-      | (?P<string>"(?:[^"\\]|\\.)*")
+      | (?P<string>"[^"\\]*(?:\\.[^"\\]*)*")
       | (?P<float>-?(?:\d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+|(?:inf|infinity|nan)\b))
       | (?P<int>-?\d+)
-      | (?P<mark>=>|[\[\](){}<>,:=.@?])""",
+      | (?P<mark>=>|[\[\](){}<>,:=.@?])
+      | (?P<end>\Z)
+      | (?P<stray>.))""",
     re.VERBOSE | re.DOTALL,
 )
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
@@ -44,24 +46,15 @@ class Source:
         self.kinds: list[str] = []
         self.words: list[str] = []
         self.starts: list[int] = []
-        position = 0
         for match in _TOKEN.finditer(text):
-            if match.start() != position:
-                break
-            position = match.end()
-            kind = str(match.lastgroup)
-            if kind != "space":
-                self.kinds.append(match.group() if kind == "mark" else kind)
-                self.words.append(match.group())
-                self.starts.append(match.start())
-        self.kinds.append("end")
-        self.words.append("")
-        self.starts.append(position)
-        if position != len(text):
-            unclosed = text[position] == '"'
-            raise self.error(
-                "this string is not closed" if unclosed else f"unexpected {text[position]!r}", len(self.kinds) - 1
-            )
+            kind = match.lastgroup or ""
+            word = match[kind]
+            self.kinds.append(word if kind == "mark" else kind)
+            self.words.append(word)
+            self.starts.append(match.start(kind))
+            if kind == "stray":
+                unclosed = word == '"'
+                raise self.error("this string is not closed" if unclosed else f"unexpected {word!r}", -1)
 
     def error(self, message: str, at: int, hint: str | None = None) -> ModelError:
         """Return a ModelError with the line of token number ``at`` and a caret under it."""

@@ -21,6 +21,8 @@ Resolver = Callable[[str], ir.TensorProtocol]
 DTYPES = {text: dtype for dtype, text in TYPE_NAMES.items()}
 SPECIAL_FLOATS = ("inf", "infinity", "nan")
 
+_FLOAT_LIMIT = 2.0**128
+
 
 class ValueParser(Cursor):
     """Reads types, tensors and the notes behind them; ``resolve`` finds tensors that are given by hash."""
@@ -153,7 +155,11 @@ class ValueParser(Cursor):
             if len(data) != 4:
                 raise self.error("a float in hexadecimal has 4 bytes", self.i - 1)
             return float(np.frombuffer(data, "<f4")[0])
-        return float(self.number())
+        at = self.i
+        value = float(self.number())
+        if abs(value) >= _FLOAT_LIMIT and self.words[at].lstrip("-") not in SPECIAL_FLOATS:
+            raise self.error("this number does not fit a float", at)
+        return value
 
     def number(self) -> str:
         if self.kinds[self.i] not in ("float", "int") and self.words[self.i] not in SPECIAL_FLOATS:
@@ -218,9 +224,8 @@ class ValueParser(Cursor):
         self.check_count(len(items) // complex_parts, shape, at)
         layout = np.dtype(VALUE_DTYPES.get(dtype, f"<u{max(1, dtype.bitwidth // 8)}"))
         try:
-            with np.errstate(over="raise"):
-                if layout.kind == "f":
-                    return np.array([float(item) for item in items]).astype(layout).tobytes()
+            if layout.kind == "f":
+                return _reals(items, layout)
             numbers = [int(item) for item in items]
         except (ValueError, FloatingPointError) as error:
             raise self.error(f"an element is no {TYPE_NAMES[dtype]}", at) from error
@@ -249,6 +254,16 @@ class ValueParser(Cursor):
         if (found.name or "") == name:
             return found
         return ir.LazyTensor(lambda: found, dtype, ir.Shape(shape.numpy()), name=name)
+
+
+def _reals(items: list[str], layout: np.dtype[Any]) -> bytes:
+    values = np.array([float(item) for item in items])
+    if any(
+        item.lstrip("-") not in SPECIAL_FLOATS for item, is_inf in zip(items, np.isinf(values), strict=True) if is_inf
+    ):
+        raise FloatingPointError
+    with np.errstate(over="raise"):
+        return values.astype(layout).tobytes()
 
 
 def _pack(numbers: list[int], width: int) -> bytes:
