@@ -1,7 +1,7 @@
 """Writes ONNX models: a tensor at a time, and either completely or not at all.
 
 The weights are never gathered in one protobuf. The model without them is serialized, then each tensor is written from
-where it lies: from memory, from the buffer of the loaded file, or from the data file by a copy inside the kernel.
+where it lies: memory, the buffer of the loaded file, or the mapped data file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from graphopt.io import wire
 from graphopt.io.atomic import StagedFiles, staged
 from graphopt.io.importer import HAD_EXTERNAL_DATA
 from graphopt.io.serialize import Serializer, Stored, keep_inside
-from graphopt.io.tensors import DataFile, MappedTensor, SparseInitializer, raw_chunks
+from graphopt.io.tensors import DataFile, MappedTensor, raw_chunks
+from graphopt.ir.tensors import SparseInitializer
 
 ExternalData = Literal["auto", "never", "always"]
 
@@ -166,10 +167,6 @@ class _DataWriter:
 
 
 def _write_data(tensor: onnx_ir.TensorProtocol, target: BinaryIO) -> None:
-    if isinstance(tensor, MappedTensor):
-        file, offset, length = tensor.source
-        file.copy(offset, length, target)
-        return
     written = sum(target.write(chunk) for chunk in raw_chunks(tensor))
     if written != tensor.nbytes:
         raise ModelError(f"it has {written} bytes of data and needs {tensor.nbytes}", where=f"tensor {tensor.name!r}")

@@ -10,20 +10,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import onnx
 import onnx_ir
 from onnx_ir import AttributeType, DataType
 
 from graphopt.errors import ModelError
-from graphopt.io.tensors import DataFolder, SparseInitializer, sparse_tensor, view_tensor
-from graphopt.ir.tensors import SparseTensor
+from graphopt.io.tensors import DataFolder, sparse_tensor, view_tensor
+from graphopt.ir.tensors import TYPE_KEY, SparseInitializer, SparseTensor
 
 Kept = TypeVar("Kept", onnx.SparseTensorProto, onnx.AttributeProto, onnx.TypeProto)
-
-TYPE_KEY = "graphopt.type_proto"
-"""Key in a value's ``meta`` of a type that onnx-ir cannot hold, as an onnx.TypeProto."""
 
 _MARK = "graphopt.set_aside"
 _BITS = {int(t.value): t.bitwidth for t in DataType if t not in (DataType.UNDEFINED, DataType.STRING)}
@@ -77,20 +74,25 @@ class Inspection:
     attributes: list[onnx.AttributeProto] = field(default_factory=list)
     types: list[onnx.TypeProto] = field(default_factory=list)
     external: bool = False
+    _texts: list[str] = field(default_factory=list)
 
     def run(self, proto: onnx.ModelProto) -> None:
         """Check every tensor and name in ``proto`` and set aside, changing it, what onnx-ir cannot hold."""
-        _require_text("the model", [*_entries(proto), proto.producer_name, proto.producer_version, proto.domain])
-        _require_text("the model", [entry.domain for entry in proto.opset_import])
+        self._texts += [proto.producer_name, proto.producer_version, proto.domain, proto.doc_string, *_entries(proto)]
+        self._texts += [entry.domain for entry in proto.opset_import]
         self._graph(proto.graph, self.cuts)
         for function in proto.functions:
-            _require_text("a function", [function.name, function.domain, *function.input, *function.output])
+            self._texts += [function.name, function.domain, function.doc_string, *function.input, *function.output]
+            self._texts += [*function.attribute, *_entries(function)]
+            self._texts += [entry.domain for entry in function.opset_import]
             self._types(getattr(function, "value_info", ()))
             self._defaults(function)
             self._nodes(function.node)
+        _require_text(self._texts)
 
     def _defaults(self, function: onnx.FunctionProto) -> None:
         for attribute in function.attribute_proto:
+            self._texts += [attribute.name, attribute.doc_string]
             if attribute.type in _SPARSE:
                 where = f"function {function.name!r}"
                 raise ModelError(
@@ -103,8 +105,10 @@ class Inspection:
         _refuse_repeated([info.name for info in graph.input], "input", graph.name)
         names = [tensor.name for tensor in graph.initializer]
         names += [sparse.values.name for sparse in graph.sparse_initializer]
-        infos = [info.name for infos in (graph.input, graph.output, graph.value_info) for info in infos]
-        _require_text(f"graph {graph.name!r}", [graph.name, *_entries(graph), *names, *infos])
+        self._texts += [graph.name, graph.doc_string, *_entries(graph)]
+        for annotation in graph.quantization_annotation:
+            self._texts.append(annotation.tensor_name)
+            self._texts += _texts_of(annotation.quant_parameter_tensor_names)
         _refuse_repeated(names, "initializer", graph.name)
         for position, tensor in enumerate(graph.initializer):
             cut = cuts.get(position)
@@ -128,26 +132,31 @@ class Inspection:
     def _types(self, infos: Iterable[onnx.ValueInfoProto]) -> None:
         for info in infos:
             kind = info.type
+            self._texts += [info.name, info.doc_string, kind.denotation, *_entries(info)]
             while (case := kind.WhichOneof("value")) in _NEST:
                 kind = getattr(kind, case).elem_type
             if case in ("map_type", "opaque_type"):
                 info.metadata_props.add(key=_MARK, value=str(len(self.types)))
                 self.types.append(_copy(info.type))
                 info.ClearField("type")
+            elif case is not None:
+                for dim in getattr(kind, case).shape.dim:
+                    self._texts += (dim.dim_param, dim.denotation)
 
     def _nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
         for node in nodes:
             attributes = node.attribute
             names = [attribute.name for attribute in attributes]
-            _require_text("a node", [node.name, node.op_type, node.domain, *node.input, *node.output, *names])
+            self._texts += [node.name, node.op_type, node.domain, node.doc_string, *node.input, *node.output, *names]
             if not node.op_type:
                 raise ModelError("it has no operator", where=_place(node))
             if len(set(names)) != len(names):
                 raise ModelError("it has two attributes of the same name", where=_place(node))
-            if node.metadata_props:
-                _require_text(_place(node), _entries(node))
+            self._texts += _entries(node)
             for attribute in attributes:
-                if attribute.type not in _PLAIN and not attribute.ref_attr_name:
+                reference = attribute.ref_attr_name
+                self._texts += (attribute.doc_string, reference)
+                if attribute.type not in _PLAIN and not reference:
                     self._attribute(attribute, node)
 
     def _attribute(self, attribute: onnx.AttributeProto, node: onnx.NodeProto) -> None:
@@ -201,6 +210,7 @@ class Inspection:
 
     def _tensor(self, tensor: onnx.TensorProto, cut: int | None, node: onnx.NodeProto | None = None) -> None:
         bits = _BITS.get(tensor.data_type)
+        self._texts += [tensor.name, tensor.doc_string, *_entries(tensor)]
         if bits is None and tensor.data_type != onnx.TensorProto.STRING:
             raise ModelError(f"it has the unknown data type {tensor.data_type}", where=_where(tensor, node))
         dims = tensor.dims
@@ -223,6 +233,7 @@ class Inspection:
         where = _where(tensor, node)
         if bits is None:
             raise ModelError("strings cannot be external data", where=where)
+        self._texts += _texts_of(tensor.external_data)
         entries = {entry.key: entry.value for entry in tensor.external_data}
         for key in ("offset", "length"):
             text = entries.get(key, "0")
@@ -329,17 +340,21 @@ def _refuse_repeated(names: list[str], what: str, graph: str) -> None:
     raise ModelError(complaint, where=f"graph {graph!r}")
 
 
-def _entries(proto: onnx.ModelProto | onnx.GraphProto | onnx.NodeProto) -> list[str]:
-    return [text for entry in proto.metadata_props for text in (entry.key, entry.value)]
+def _entries(proto: Any) -> list[str]:
+    return _texts_of(proto.metadata_props) if proto.metadata_props else []
 
 
-def _require_text(where: str, texts: list[str]) -> None:
+def _texts_of(entries: Iterable[onnx.StringStringEntryProto]) -> list[str]:
+    return [text for entry in entries for text in (entry.key, entry.value)]
+
+
+def _require_text(texts: list[str]) -> None:
     # Protobuf hands out bytes, not a string, where a string field is no valid UTF-8; joining tells fastest.
     try:
         "".join(texts)
     except TypeError:
         broken = next(text for text in texts if not isinstance(text, str))
-        raise ModelError(f"a name or text in it is not UTF-8: {broken!r}", where=where) from None
+        raise ModelError(f"a name or text in it is not UTF-8: {broken!r}") from None
 
 
 def _is_utf8(item: bytes) -> bool:

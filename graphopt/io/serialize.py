@@ -11,9 +11,7 @@ import onnx_ir
 from onnx_ir import AttributeType, serde
 
 from graphopt.io.importer import HAD_VALUE_INFO, TRAINING_INFO
-from graphopt.io.inspection import TYPE_KEY
-from graphopt.io.tensors import SparseInitializer
-from graphopt.ir.tensors import SparseTensor, quantization_annotation
+from graphopt.ir.tensors import TYPE_KEY, SparseInitializer, SparseTensor, quantization_annotation
 
 UNKNOWN_DIM_PREFIX = "unk__"
 """Symbolic dimensions with this prefix were made up by shape inference and are written as unknown."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from graphopt.ir.tensors import SparseTensor
 Array = np.ndarray[Any, Any]
 
 _CHUNK = 16 << 20
-_COPY_REFUSED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
 
 
 def view_tensor(data: memoryview | bytes, like: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
@@ -98,9 +96,8 @@ class MappedTensor(onnx_ir.ExternalTensor):
 
     def tofile(self, file: Any) -> None:
         """Write the bytes to ``file``, a chunk at a time."""
-        data = self.data
-        for start in range(0, len(data), _CHUNK):
-            file.write(data[start : start + _CHUNK])
+        for chunk in raw_chunks(self):
+            file.write(chunk)
 
     def release(self) -> None:
         """Forget the array; the mapping stays with the other tensors of the file."""
@@ -109,39 +106,11 @@ class MappedTensor(onnx_ir.ExternalTensor):
 
 @dataclass(eq=False)
 class DataFile:
-    """An external data file, open and mapped. ``path`` serves messages only."""
+    """An external data file in ``folder``, ``size`` bytes, mapped as a whole."""
 
     folder: str
-    path: str
-    handle: BinaryIO
     size: int
     view: memoryview
-
-    def copy(self, offset: int, length: int, target: BinaryIO) -> None:
-        """Append ``length`` bytes from ``offset`` to ``target``, inside the kernel where it can. Raises OSError."""
-        done = self._copy_in_kernel(offset, length, target)
-        for start in range(offset + done, offset + length, _CHUNK):
-            target.write(self.view[start : min(start + _CHUNK, offset + length)])
-
-    def _copy_in_kernel(self, offset: int, length: int, target: BinaryIO) -> int:
-        if not hasattr(os, "copy_file_range"):
-            return 0
-        target.flush()
-        position, done = target.tell(), 0
-        while done < length:
-            try:
-                copied = os.copy_file_range(
-                    self.handle.fileno(), target.fileno(), length - done, offset + done, position + done
-                )
-            except OSError as error:
-                if error.errno not in _COPY_REFUSED:
-                    raise
-                break
-            if copied == 0:
-                break
-            done += copied
-        target.seek(position + done)
-        return done
 
 
 @dataclass
@@ -187,10 +156,11 @@ class DataFolder:
                 where=where,
                 hint=f"put it beside the model, at {path}",
             ) from error
-        self._check_opened(handle, path, location, where)
-        size = os.fstat(handle.fileno()).st_size
-        view = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
-        return DataFile(os.fspath(self.folder), os.fspath(path), handle, size, view)
+        with handle:
+            self._check_opened(handle, path, location, where)
+            size = os.fstat(handle.fileno()).st_size
+            view = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+        return DataFile(os.fspath(self.folder), size, view)
 
     def _check_opened(self, handle: BinaryIO, path: Path, location: str, where: str) -> None:
         # The file that is open is compared with the one that the resolved path names, so that exchanging a link between
@@ -223,29 +193,6 @@ def _refuse_outside(location: str, where: str) -> None:
 def sparse_tensor(proto: onnx.SparseTensorProto) -> SparseTensor:
     """Return ``proto`` as an IR value. It is read on demand and must stay unchanged."""
     return SparseTensor(deserialize_tensor(proto.values), deserialize_tensor(proto.indices), tuple(proto.dims))
-
-
-def _dense(sparse: SparseTensor) -> Array:
-    array = np.zeros(sparse.dims, dtype=sparse.values.dtype.numpy())
-    indices = sparse.indices.numpy()
-    if indices.ndim == 2:
-        array[tuple(indices.T)] = sparse.values.numpy()
-    else:
-        array.reshape(-1)[indices] = sparse.values.numpy()
-    return array
-
-
-class SparseInitializer(onnx_ir.LazyTensor):
-    """A sparse initializer. Passes see a dense constant, computed when asked for; unchanged, it is written sparse."""
-
-    def __init__(self, sparse: SparseTensor):
-        super().__init__(
-            lambda: onnx_ir.Tensor(_dense(sparse)),
-            sparse.values.dtype,
-            onnx_ir.Shape(sparse.dims, frozen=True),
-            name=sparse.values.name,
-        )
-        self.sparse = sparse
 
 
 def raw_chunks(tensor: onnx_ir.TensorProtocol) -> Iterator[bytes | memoryview]:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graphopt import io
 from graphopt.errors import ModelError
 from graphopt.ir import Model, fingerprint, tensor_hash
 from graphopt.ir.tensors import TYPE_KEY, SparseInitializer, SparseTensor, UnresolvedTensor, quantization_annotation
@@ -465,3 +466,15 @@ def test_an_error_points_at_the_place():
         "  |                    ^",
         "  hint: did you mean 'image'?",
     ]
+
+
+def test_what_only_files_hold_comes_through_text_too():
+    text = HEADER + (
+        "g (map(int64, float) m) => (float[4] y)\n"
+        "<sparse_tensor(float[4]) s = (float[1] {9.0}, int64[1] {2})>\n"
+        "{ t = custom.FromMap (m) y = Add (t, s) }"
+    )
+    proto = io.to_proto(same(text.replace("]>", ', "custom" : 1]>', 1)))
+    assert proto.graph.input[0].type.map_type.key_type == onnx.TensorProto.INT64
+    assert len(proto.graph.sparse_initializer) == 1
+    assert fingerprint(parse(dump(io.from_proto(proto)))) == fingerprint(io.from_proto(proto))
