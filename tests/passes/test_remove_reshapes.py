@@ -89,7 +89,7 @@ def test_two_symbols_are_copied_by_place():
 
 
 def test_an_unproven_chain_stays():
-    before, after = both("a = Reshape(x, back) y = Reshape(a, t)", given="float[N,M] x, int64[2] t", result="float y")
+    _, after = both("a = Reshape(x, back) y = Reshape(a, t)", given="float[N,M] x, int64[2] t", result="float y")
     assert operators(after) == {"Reshape": 2}
 
 
