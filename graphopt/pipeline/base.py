@@ -119,6 +119,8 @@ class PassContext:
 
     def _say(self, severity: Severity, code: str, node: Node | Value | None, text: str, hint: str | None) -> None:
         name = None if node is None else node.name
+        if not name and isinstance(node, Node):
+            name = next((value.name for value in node.outputs if value.name), None)
         self.diagnostics.add(Diagnostic(severity, code, text, name, hint, self.pass_name))
 
 
