@@ -130,7 +130,7 @@ class Pass:
 
     The first line of the docstring is the help text. ``needs`` names analyses that are refused before anything runs
     when they cannot be had; ``preserves`` names those that stay right even when the pass changed something.
-    ``free_options`` names a field of type ``tuple[tuple[str, int], ...]`` that takes the options whose names the user chooses.
+    ``free_options`` names a field of type ``tuple[tuple[str, int], ...]`` for options whose names the user chooses.
     """
 
     name: ClassVar[str]
