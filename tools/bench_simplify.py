@@ -209,9 +209,8 @@ def simplify(
                 if record.nodes is not None:
                     run_models(record, model, source, target, runs=runs, min_seconds=min_seconds)
                 records.append(record)
+            if json_path is not None:
+                # After every model, so that a run that is broken off leaves what it has measured.
+                report = {"machine": _machine(), "originals": originals, "records": [asdict(r) for r in records]}
+                json_path.write_text(json.dumps(report, indent=1) + "\n")
     click.echo(table(records, originals))
-    if json_path is not None:
-        rows = [asdict(r) for r in records]
-        json_path.write_text(
-            json.dumps({"machine": _machine(), "originals": originals, "records": rows}, indent=1) + "\n"
-        )

@@ -50,9 +50,10 @@ def prepare_onnxsim() -> Job:
 
 
 def prepare_onnxslim() -> Job:
-    import colorama  # noqa: F401
-    import onnxruntime  # noqa: F401
     import onnxslim
+
+    for module in ("colorama", "onnxruntime"):
+        importlib.import_module(module)
 
     def job(source: str, target: str) -> None:
         onnxslim.slim(source, target)

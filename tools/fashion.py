@@ -70,14 +70,16 @@ def as_input(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images.astype(np.float32)[:, None])
 
 
-def train(model: nn.Module, split: Split, *, epochs: int, peak_rate: float, seed: int, batch: int = 128) -> None:
-    """Train in place with AdamW on a one-cycle schedule; images are mirrored and shifted by up to two pixels."""
+def train(
+    model: nn.Module, split: Split, *, epochs: int, peak_rate: float, shift: int, seed: int, batch: int = 128
+) -> None:
+    """Train in place with AdamW on a one-cycle schedule; images are mirrored and shifted by up to ``shift`` pixels."""
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
     steps = epochs * (len(split.labels) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_rate, total_steps=steps)
     model.train()
-    for images, labels in tqdm(_augmented(split, epochs, batch, rng), total=steps, unit="step"):
+    for images, labels in tqdm(_augmented(split, epochs, batch, shift, rng), total=steps, unit="step"):
         loss = nn.functional.cross_entropy(model(as_input(images)), torch.from_numpy(labels), label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
@@ -87,14 +89,14 @@ def train(model: nn.Module, split: Split, *, epochs: int, peak_rate: float, seed
 
 
 def _augmented(
-    split: Split, epochs: int, batch: int, rng: np.random.Generator
+    split: Split, epochs: int, batch: int, shift: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for _ in range(epochs):
         order = rng.permutation(len(split.labels))
         for start in range(0, len(order) - batch + 1, batch):
             chosen = order[start : start + batch]
-            images = np.pad(split.images[chosen], ((0, 0), (2, 2), (2, 2)))
-            down, right = rng.integers(0, 5, 2)
+            images = np.pad(split.images[chosen], ((0, 0), (shift, shift), (shift, shift)))
+            down, right = rng.integers(0, 2 * shift + 1, 2)
             images = images[:, down : down + 28, right : right + 28]
             mirrored = rng.random(batch) < 0.5
             images = np.where(mirrored[:, None, None], images[:, :, ::-1], images)
@@ -125,11 +127,11 @@ def export(model: nn.Module, path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def main(model: nn.Module, name: str, data: Path, *, epochs: int, peak_rate: float, seed: int) -> None:
+def main(model: nn.Module, name: str, data: Path, *, epochs: int, peak_rate: float, shift: int, seed: int) -> None:
     """Train, report, export to ``models/NAME.onnx`` and refresh the sample."""
     # The order of sums depends on the number of threads: a fixed number gives the same network for the same seed.
     torch.set_num_threads(1)
-    train(model, load(data, "train"), epochs=epochs, peak_rate=peak_rate, seed=seed)
+    train(model, load(data, "train"), epochs=epochs, peak_rate=peak_rate, shift=shift, seed=seed)
     test = load(data, "t10k")
     sample = Split(test.images[:TEST_IMAGES], test.labels[:TEST_IMAGES])
     export(model, MODELS / f"{name}.onnx")

@@ -88,7 +88,7 @@ class FashionCnn(nn.Module):
 @seed_option
 def train_cnn(data: Path, epochs: int, seed: int) -> None:
     torch.manual_seed(seed)
-    main(FashionCnn(), "fashion_cnn", data, epochs=epochs, peak_rate=0.006, seed=seed)
+    main(FashionCnn(), "fashion_cnn", data, epochs=epochs, peak_rate=0.006, shift=2, seed=seed)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class FashionTransformer(nn.Module):
 @seed_option
 def train_transformer(data: Path, epochs: int, seed: int) -> None:
     torch.manual_seed(seed)
-    main(FashionTransformer(), "fashion_transformer", data, epochs=epochs, peak_rate=0.002, seed=seed)
+    main(FashionTransformer(), "fashion_transformer", data, epochs=epochs, peak_rate=0.003, shift=0, seed=seed)
 
 
 if __name__ == "__main__":
