@@ -20,7 +20,7 @@ from bench_worker import TOOLS
 from peers import python_of
 from tqdm import tqdm
 
-from graphopt.errors import GraphOptError
+from graphopt.errors import GraphOptError, VerifyError
 from graphopt.runtime import Session, bench, compare
 
 WORKER = Path(__file__).with_name("bench_worker.py")
@@ -106,7 +106,9 @@ def run_models(record: Record, model: BenchModel, source: Path, target: Path, *,
                 record.latency = timing.ratio.median
                 record.latency_min = timing.b.min / timing.a.min
     except GraphOptError as error:
-        record.failure = f"output does not run: {str(error).splitlines()[0][:160]}"
+        kind = "is wrong" if isinstance(error, VerifyError) else "does not run"
+        place = "" if isinstance(error, VerifyError) or not error.where else f"{error.where.rpartition('.onnx: ')[2]}: "
+        record.failure = f"its model {kind}: {place}{error.message[:160]}"
 
 
 def table(records: list[Record], originals: dict[str, int]) -> str:
@@ -134,14 +136,14 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def _summary(records: list[Record]) -> list[str]:
-    """Say where graphopt stands: node counts against the best peer, seconds against onnxsim and onnxslim."""
+    """Say where graphopt stands: nodes against the best peer whose model is right, seconds against two of them."""
     by_model: dict[str, dict[str, Record]] = {}
     for r in records:
         by_model.setdefault(r.model, {})[r.tool] = r
     lines = []
     for name, tools in by_model.items():
         ours = tools.get(GRAPHOPT)
-        peers = [r for r in tools.values() if r.tool != GRAPHOPT and r.nodes is not None]
+        peers = [r for r in tools.values() if r.tool != GRAPHOPT and r.nodes and not r.failure]
         if ours is None or ours.nodes is None or not peers:
             continue
         best = min(peers, key=lambda r: r.nodes or 0)

@@ -23,14 +23,12 @@ Job = Callable[[str, str], None]
 
 
 def prepare_graphopt() -> Job:
-    import onnx_ir  # noqa: F401
-    import onnxruntime  # noqa: F401
-
     import graphopt
 
-    for module in pkgutil.walk_packages(graphopt.__path__, "graphopt."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+    own = [module.name for module in pkgutil.walk_packages(graphopt.__path__, "graphopt.")]
+    for module in ("onnx_ir", "onnxruntime", *own):
+        if not module.endswith("__main__"):
+            importlib.import_module(module)
 
     def job(source: str, target: str) -> None:
         graphopt.optimize(source, output=target, preset="lossless")
