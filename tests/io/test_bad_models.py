@@ -132,10 +132,6 @@ CONTRADICTIONS: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
         lambda p: setattr(p.graph.initializer[0], "data_type", TensorProto.STRING),
         "'w': it has 8192 bytes of data; STRING.* cannot be stored like that",
     ),
-    "name that is no text": (
-        lambda p: p.MergeFromString(b"\x3a\x07\x0a\x05\x1a\x03a\xffb"),
-        r"a name or text in it is not UTF-8: b'a\\xffb'",
-    ),
     "node without an operator": (lambda p: p.graph.node[0].ClearField("op_type"), "'mul'.*it has no operator"),
 }
 
@@ -147,6 +143,28 @@ def test_contradictions_are_named(build: Build, case: str) -> None:
     with pytest.raises(ModelError, match=message) as caught:
         load(proto)
     assert "Traceback" not in str(caught.value)
+
+
+TEXTS: dict[str, Callable[[onnx.ModelProto], object]] = {
+    "of a node": lambda p: setattr(p.graph.node[0], "name", MARK),
+    "of a value": lambda p: p.graph.node[0].output.__setitem__(0, MARK),
+    "of an attribute's tensor": lambda p: p.graph.node.append(
+        helper.make_node("Constant", [], ["c"], value=helper.make_tensor(MARK, TensorProto.FLOAT, [1], [1.0]))
+    ),
+    "of a dimension": lambda p: setattr(p.graph.input[0].type.tensor_type.shape.dim[0], "dim_param", MARK),
+    "in documentation": lambda p: setattr(p.graph.node[0], "doc_string", MARK),
+    "in metadata": lambda p: p.graph.node[0].metadata_props.add(key="a", value=MARK),
+    "of an opset": lambda p: p.opset_import.add(domain=MARK, version=1),
+}
+MARK = "XXXXX"
+
+
+@pytest.mark.parametrize("place", TEXTS)
+def test_texts_that_are_not_utf8(build: Build, place: str) -> None:
+    data = _changed(build, TEXTS[place]).SerializeToString()
+    assert MARK.encode() in data
+    with pytest.raises(ModelError, match=r"not UTF-8: b'XX\\xeeXX'"):
+        load(data.replace(MARK.encode(), b"XX\xeeXX"))
 
 
 def test_a_cycle_through_a_branch(build: Build) -> None:
