@@ -30,6 +30,9 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except GraphOptError as error:
         return _fail(error, arguments)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return UsageError.exit_code
     except click.ClickException as error:
         return _fail(_usage_error(error), arguments)
     except (click.Abort, KeyboardInterrupt):

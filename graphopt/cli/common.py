@@ -83,7 +83,11 @@ def chosen_pipeline(
 
 def _with_setting(spec: Pipeline, setting: str) -> Pipeline:
     place, equals, value = setting.partition("=")
-    name, dot, key = place.rpartition(".")
+    name, dot, key = place.partition(".")
+    # Names of passes and of options may have dots in them: a pass of the pipeline wins.
+    for item in spec.passes():
+        if place.startswith(f"{item.name}."):
+            name, key = item.name, place.removeprefix(f"{item.name}.")
     if not equals or not dot or not name or not key:
         raise UsageError("expected PASS.OPTION=VALUE", where=f"--set {setting}")
     require_pass(spec, name, f"--set {setting}")

@@ -98,15 +98,16 @@ def _facts(kind: type[Pass]) -> dict[str, Any]:
         "lossless": kind.lossless,
         "needs": [need.__name__ for need in kind.needs],
         "description": inspect.getdoc(inspect.getmodule(kind)) or "",
-        "options": [_option(item, hints[item.name]) for item in dataclasses.fields(kind)],
+        "options": [_option(kind, item, hints[item.name]) for item in dataclasses.fields(kind)],
     }
 
 
-def _option(item: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:
+def _option(kind: type[Pass], item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    free = item.name == kind.free_options
     return {
-        "name": item.name,
-        "type": getattr(kind, "__name__", str(kind)),
-        "default": item.default,
+        "name": "NAME" if free else item.name,
+        "type": "int" if free else getattr(hint, "__name__", str(hint)),
+        "default": None if free else item.default,
         "help": item.metadata.get("help", ""),
         "bounds": dict(item.metadata.get("bounds", {})),
         "choices": list(item.metadata.get("choices") or []),

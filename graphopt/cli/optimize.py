@@ -147,7 +147,7 @@ def _print_summary(result: Result, statistics: Statistics) -> None:
     top = sorted(((count, text) for text, count in rewrites.items() if count), key=lambda row: -row[0])
     seconds = sum(record.seconds for record in result.run.records)
     total = sum(rewrites.values())
-    click.echo(f"{total} rewrites by {len(top)} passes, {len(result.run.records)} executions, {seconds:.2f} s")
+    click.echo(f"rewrites: {total}; executions of passes: {len(result.run.records)}, {seconds:.2f} s")
     for count, text in top[:_TOP]:
         click.echo(f"{count:12}  {text}")
     if len(top) > _TOP:

@@ -209,8 +209,7 @@ class _Parser:
 
     def steps(self) -> list[Step]:
         found: list[Step] = []
-        self.space()
-        if self.at == len(self.text):
+        if self.space() == len(self.text) or self.peek(")"):
             return found
         found.append(self.step())
         while self.take(","):
@@ -246,10 +245,11 @@ class _Parser:
     def options(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         while not self.take("}"):
+            start = self.space()
             key = self.value("an option")
             self.take("=", required=True)
             if key in found:
-                self.fail(f"the option {key!r} is given twice")
+                self.fail(f"the option {key!r} is given twice", at=start)
             found[key] = self.value()
             if not self.take(",") and not self.peek("}"):
                 self.fail("expected ',' or '}'")
