@@ -35,7 +35,7 @@ class ShapeValues:
                 facts.declare(value)
             for node in graph:
                 if node.domain == "" and node.inputs and node.op_identifier() not in model.functions:
-                    _follow(node, facts)
+                    follow(node, facts)
         return cls(facts)
 
     def sizes(self, value: Value | None) -> Sizes | None:
@@ -47,7 +47,8 @@ class ShapeValues:
         return self.facts.elements(value)
 
 
-def _follow(node: Node, facts: SizeFacts) -> None:
+def follow(node: Node, facts: SizeFacts) -> None:
+    """Add to ``facts`` what they tell of the outputs of ``node``, one of ONNX's own domain."""
     size_rule = size_rules.RULES.get(node.op_type)
     sizes = size_rule(node, facts) if size_rule is not None else None
     if sizes is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 from graphopt.analysis.symbolic import Expr, number, symbol
@@ -36,10 +37,14 @@ class Elements:
 class SizeFacts:
     """Symbolic dimensions and elements, found so far or read off constants and annotations."""
 
-    _sizes: dict[Value, Sizes] = field(default_factory=dict)
-    _elements: dict[Value, Elements | None] = field(default_factory=dict)
-    _same: dict[str, Expr] = field(default_factory=dict)
+    _sizes: MutableMapping[Value, Sizes] = field(default_factory=dict)
+    _elements: MutableMapping[Value, Elements | None] = field(default_factory=dict)
+    _same: MutableMapping[str, Expr] = field(default_factory=dict)
     _fresh: int = 0
+
+    def supposing(self) -> SizeFacts:
+        """Return facts to add to for the sake of argument: these ones do not change."""
+        return SizeFacts(ChainMap({}, self._sizes), ChainMap({}, self._elements), ChainMap({}, self._same), self._fresh)
 
     def sizes(self, value: Value | None) -> Sizes | None:
         """Return the dimensions of ``value``, ``None`` when not even its rank is known."""

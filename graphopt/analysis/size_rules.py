@@ -263,6 +263,11 @@ def _constant_of_shape(node: Node, facts: SizeFacts) -> Found:
     return None if shape is None or shape.rank != 1 else shape.items
 
 
+def _shape(node: Node, facts: SizeFacts) -> Found:
+    sizes = facts.sizes(node.inputs[0])
+    return None if sizes is None else [number(len(sizes[attr(node, "start", 0) : attr(node, "end", len(sizes))]))]
+
+
 def _range(node: Node, facts: SizeFacts) -> Found:
     parts = [facts.elements(value) for value in node.inputs]
     if len(parts) != 3 or None in parts:
@@ -300,6 +305,7 @@ RULES: dict[str, Rule] = {
     "MatMul": _matmul,
     "Range": _range,
     "Reshape": _reshape,
+    "Shape": _shape,
     "Slice": _slice,
     "Squeeze": _squeeze,
     "Transpose": _transpose,

@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir
 
 from graphopt.errors import PassError
+from graphopt.ir.build import Attribute, as_attr, as_tensor
+from graphopt.ir.inline import instantiate
 from graphopt.ir.query import Dim, around, graphs, place, subgraphs
-
-Attribute = int | float | str | bytes | Sequence[int] | Sequence[float] | Sequence[str] | onnx_ir.Attr
 
 
 def operator_key(node: onnx_ir.Node) -> str:
@@ -90,7 +90,7 @@ class Editor:
     def constant(self, array: np.ndarray[Any, Any] | onnx_ir.TensorProtocol, name: str) -> onnx_ir.Value:
         """Add an initializer to the main graph, visible in every nested graph; its name is derived from ``name``."""
         unique = self.new_name(name)
-        tensor = _as_tensor(array, unique)
+        tensor = as_tensor(array, unique)
         value = onnx_ir.Value(
             name=unique,
             type=onnx_ir.TensorType(tensor.dtype),
@@ -119,10 +119,13 @@ class Editor:
         if self._names[name] > 1 and not (value.is_graph_output() and graph is self.model.graph):
             name = self.new_name(name)
         value.name = self.new_name(f"{name}_folded")
-        tensor = _as_tensor(array, name)
+        tensor = as_tensor(array, name)
         tensor.name = name
         new = onnx_ir.Value(
-            name=name, type=onnx_ir.TensorType(tensor.dtype), shape=onnx_ir.Shape(tensor.shape), const_value=tensor
+            name=name,
+            type=onnx_ir.TensorType(tensor.dtype),
+            shape=onnx_ir.Shape(tensor.shape.numpy()),
+            const_value=tensor,
         )
         home.initializers.add(new)
         for index, output in enumerate(graph.outputs):
@@ -189,7 +192,7 @@ class Editor:
         values = [onnx_ir.Value(name=text) for text in names]
         if like is not None:
             values[0].type, values[0].shape = like.type, like.shape
-        attrs = [_as_attr(key, value) for key, value in (attributes or {}).items()]
+        attrs = [as_attr(key, value) for key, value in (attributes or {}).items()]
         return onnx_ir.Node(domain, operator, inputs, attrs, name=self.new_name(base), outputs=values)
 
     def _inserted(self, node: onnx_ir.Node) -> onnx_ir.Node:
@@ -216,7 +219,7 @@ class Editor:
         if value is None:
             node.attributes.pop(name, None)
         else:
-            node.attributes[name] = _as_attr(name, value)
+            node.attributes[name] = as_attr(name, value)
         self._touch(node)
 
     def set_operator(self, node: onnx_ir.Node, operator: str, domain: str = "") -> None:
@@ -241,7 +244,7 @@ class Editor:
         self.set_operator(node, operator)
         node.attributes.clear()
         for name, attribute in (attributes or {}).items():
-            node.attributes[name] = _as_attr(name, attribute)
+            node.attributes[name] = as_attr(name, attribute)
         node.resize_inputs(len(inputs))
         for index, new in enumerate(inputs):
             node.replace_input_with(index, new)
@@ -258,7 +261,7 @@ class Editor:
 
     def set_weight(self, value: onnx_ir.Value, array: np.ndarray[Any, Any] | onnx_ir.TensorProtocol) -> None:
         """Replace an initializer's tensor; value, dtype and shape change together."""
-        tensor = _as_tensor(array, value.name)
+        tensor = as_tensor(array, value.name)
         value.const_value = tensor
         value.type, value.shape = onnx_ir.TensorType(tensor.dtype), onnx_ir.Shape(tensor.shape.numpy())
         self._touch(*(use.node for use in value.uses()))
@@ -350,10 +353,12 @@ class Editor:
         self.touched.pop(node, None)
         for graph in subgraphs(node):
             self._owner.pop(graph, None)
-            for inner in graph:
+            graph.outputs.clear()
+            for inner in list(graph):
                 self._forget(inner)
                 for index in range(len(inner.inputs)):
                     inner.replace_input_with(index, None)
+                graph.remove(inner)
 
     def erase_dead(self, node: onnx_ir.Node) -> bool:
         """Erase ``node`` if nobody reads it, then whichever of its producers nobody reads any more."""
@@ -414,6 +419,32 @@ class Editor:
         self._touch(node)
         self.replace(node, outputs)
 
+    def inline_call(self, call: onnx_ir.Node, function: onnx_ir.Function) -> list[onnx_ir.Node]:
+        """Put a copy of the body of ``function`` in place of a call of it; returns the copied nodes."""
+        graph = _graph_of(call)
+        prefix = call.name or call.op_type
+        nodes, values = instantiate(function, call, lambda name: self.new_name(f"{prefix}/{name}"))
+        for node in nodes:
+            graph.insert_before(call, node)
+            self._register_all(node)
+            self._touch(node)
+        for old, new in zip(call.outputs, values, strict=False):
+            if new is not None:
+                self.replace_uses(old, new)
+        self.erase_dead(call)
+        return nodes
+
+    def _register_all(self, node: onnx_ir.Node) -> None:
+        self._register(node)
+        for graph in subgraphs(node):
+            for inner in graph:
+                self._register_all(inner)
+
+    def remove_function(self, identifier: tuple[str, str, str]) -> None:
+        """Remove a model-local function that nothing calls."""
+        del self.model.functions[identifier]
+        self._touch()
+
     def _make_unique(self, value: onnx_ir.Value) -> None:
         """Rename ``value`` when another has its name (branches of one If may share names, one graph may not)."""
         if value.name and self._names[value.name] > 1:
@@ -460,34 +491,3 @@ def _graph_of(node: onnx_ir.Node) -> onnx_ir.Graph:
     if node.graph is None:
         raise PassError("this node was erased", where=place(node))
     return node.graph
-
-
-def _as_tensor(array: np.ndarray[Any, Any] | onnx_ir.TensorProtocol, name: str | None) -> onnx_ir.TensorProtocol:
-    if not isinstance(array, np.ndarray | np.generic):
-        return array
-    if array.dtype.kind in "OSU":
-        texts = [text if isinstance(text, bytes) else str(text).encode() for text in np.asarray(array).reshape(-1)]
-        return onnx_ir.StringTensor(texts, shape=onnx_ir.Shape(array.shape), name=name)
-    return onnx_ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
-
-
-def _as_attr(name: str, value: Attribute) -> onnx_ir.Attr:
-    if isinstance(value, onnx_ir.Attr):
-        return value if value.name == name else onnx_ir.Attr(name, value.type, value.value)
-    if isinstance(value, bool | int | np.integer):
-        return onnx_ir.AttrInt64(name, int(value))
-    if isinstance(value, float | np.floating):
-        return onnx_ir.AttrFloat32(name, float(value))
-    if isinstance(value, str):
-        return onnx_ir.AttrString(name, value)
-    if isinstance(value, bytes):
-        return onnx_ir.AttrString(name, value.decode())
-    return _as_list_attr(name, list(value))
-
-
-def _as_list_attr(name: str, items: list[Any]) -> onnx_ir.Attr:
-    if all(isinstance(item, int | np.integer) for item in items):
-        return onnx_ir.AttrInt64s(name, [int(item) for item in items])
-    if all(isinstance(item, str) for item in items):
-        return onnx_ir.AttrStrings(name, items)
-    return onnx_ir.AttrFloat32s(name, [float(item) for item in items])

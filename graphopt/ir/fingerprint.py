@@ -132,6 +132,22 @@ def _dim(dim: int | ir.SymbolicDim, denotation: str | None) -> object:
     return (size, denotation) if denotation else size
 
 
+def operation_key(node: ir.Node) -> tuple[str, ...] | None:
+    """Return what ``node`` does, its inputs apart, as something to compare: operator, overload and attributes.
+
+    Tensors count by content. ``None`` for a node with nested graphs or references to attributes of a function.
+    """
+    parts = [node.domain, node.op_type, node.overload]
+    for name in sorted(node.attributes):
+        attr = node.attributes[name]
+        if attr.is_ref() or attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            return None
+        tensor = attr.type == ir.AttributeType.TENSOR
+        value = tensor_hash(attr.as_tensor()) if tensor else _attribute_value(attr.type, attr.value)
+        parts += [name, attr.type.name, ascii(value)]
+    return tuple(parts)
+
+
 def _attribute(attr: ir.Attr) -> tuple[object, ...]:
     value = ("ref", attr.ref_attr_name) if attr.is_ref() else _attribute_value(attr.type, attr.value)
     return attr.name, attr.type.name, value, attr.doc_string or ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import onnx
 import onnx_ir
@@ -103,8 +103,18 @@ def _write_graph(
             _write_tensor(value.const_value, proto.initializer.add(name=_name(value, names)))
     for node in graph:
         _write_node(node, proto, names, model)
+    for value, tensor in _captured_constants(graph) if graph is not model.graph else ():
+        _write_tensor(tensor, proto.initializer.add(name=_name(value, names)))
     for value in graph.outputs:
         proto.output.add(name=_name(value, names))
+
+
+def _captured_constants(graph: onnx_ir.Graph) -> Iterator[tuple[onnx_ir.Value, onnx_ir.TensorProtocol]]:
+    """Yield the small constants that ``graph`` reads from outer graphs, whose data inference does not look up there."""
+    for value in dict.fromkeys(value for node in graph for value in node.inputs if value is not None):
+        tensor = tensor_of(value) if value.graph is not graph else None
+        if tensor is not None and tensor.size <= LIGHT_ELEMENTS:
+            yield value, tensor
 
 
 def _write_node(
