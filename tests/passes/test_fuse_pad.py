@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -16,14 +18,14 @@ CONV = "y = Conv<strides = [2, 2]>(p, w)"
 
 def both(lines: str, opset: int = 17, pads=SPATIAL, given: str = GIVEN, result: str = "float y", **weights):
     arrays = {"w": W, "pads": pads, **weights}
-    arrays = {
-        name: array
-        for name, array in arrays.items()
-        if name in lines.replace("(", " ").replace(")", " ").replace(",", " ").split()
-    }
+    words = set(re.findall(r"\w+", lines))
+    arrays = {name: array for name, array in arrays.items() if name in words}
     before = model_of(f"g ({given}) => ({result}) {{ {lines} }}", opset=opset, weights=arrays)
     after, run = optimized(before, "fuse-pad,remove-dead")
     return before, after, run
+
+
+COUNTED = "kernel_shape = [4, 4], pads = [1, 1, 1, 1], count_include_pad = 1"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def both(lines: str, opset: int = 17, pads=SPATIAL, given: str = GIVEN, result: 
         ("p = Pad(x, pads) a = Conv(p, w) b = Conv(p, w) y = Add(a, b)", 17, {}),
         ("p = Pad(x, pads) y = AveragePool<kernel_shape = [3, 3]>(p)", 17, {}),
         (
-            "p = Pad(x, pads) y = AveragePool<kernel_shape = [4, 4], pads = [1, 1, 1, 1], count_include_pad = 1>(p)",
+            f"p = Pad(x, pads) y = AveragePool<{COUNTED}>(p)",
             17,
             {},
         ),
