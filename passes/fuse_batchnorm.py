@@ -121,7 +121,7 @@ def _affine(node: Node, ctx: PassContext) -> tuple[Vector, Vector] | None:
             ctx.missed("BN001", node, "its statistics are inputs of the model too: a caller may override them")
         return None
     gamma, beta, mean, var = (array.astype(np.float64).reshape(-1) for array in arrays if array is not None)
-    spread = var + float(attr(node, "epsilon", 1e-5))
+    spread = var + float(np.float32(attr(node, "epsilon", 1e-5)))
     if not np.all(spread > 0):
         ctx.missed("BN004", node, "a variance is not positive")
         return None

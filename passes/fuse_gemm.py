@@ -50,9 +50,11 @@ class FuseGemm(Pass):
             changes["products merged"] += _merge_products(node, ctx)
             if rank_of(node.inputs[0]) != 2 or rank_of(node.inputs[1]) != 2:
                 continue
-            changes["transposes absorbed"] += _absorb_transpose(node, 0, ctx) + _absorb_transpose(node, 1, ctx)
-            changes["biases absorbed"] += _absorb_bias(node, ctx)
-            changes["factors absorbed"] += _absorb_factor(node, ctx)
+            biased = _absorb_bias(node, ctx)
+            changes["biases absorbed"] += biased is not None
+            last = biased or node
+            changes["transposes absorbed"] += _absorb_transpose(last, 0, ctx) + _absorb_transpose(last, 1, ctx)
+            changes["factors absorbed"] += _absorb_factor(last, ctx)
         return changes
 
 
@@ -106,20 +108,22 @@ def _add_empty_bias(node: Node, ctx: PassContext) -> None:
         ctx.edit.set_input(node, 2, ctx.edit.constant(np.zeros(1, dtype.numpy()), f"{node.outputs[0].name}.bias"))
 
 
-def _absorb_bias(node: Node, ctx: PassContext) -> bool:
+def _absorb_bias(node: Node, ctx: PassContext) -> Node | None:
+    """Return the Gemm that does what ``node`` and the Add behind it did."""
     has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
     add = sole_use(node.outputs[0])
     if has_bias or add is None or add.op_type != "Add" or add.domain != "" or add.graph is not node.graph:
-        return False
+        return None
     bias = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
     if bias is None or not _is_row(bias, node):
-        return False
+        return None
     if not ctx.may_rewrite(add, f"take it as the bias of {node.op_type} {node.name!r}"):
-        return False
+        return None
     attributes = {key: attr(node, key) for key in ("alpha", "transA", "transB") if key in node.attributes}
     name = f"{node.name or node.outputs[0].name}/Gemm"
     gemm = ctx.edit.insert_before(add, "Gemm", [*node.inputs[:2], bias], attributes, name=name, like=add.outputs[0])
-    return ctx.edit.replace(add, [gemm.outputs[0]])
+    ctx.edit.replace(add, [gemm.outputs[0]])
+    return gemm
 
 
 def _is_row(bias: Value, node: Node) -> bool:

@@ -148,10 +148,10 @@ def rescaled(layer: Linear, scale: Array, shift: Array) -> tuple[Array | None, A
     """
     weight = _array(layer.weight)
     dtype, wide = weight.dtype, weight.astype(np.float64)
-    new_weight = None if np.all(scale == 1) else (wide * _along_outputs(layer, scale)).astype(dtype)
+    new_weight = None if np.all(scale == 1) else _cast(wide * _along_outputs(layer, scale), dtype)
     bias = _bias(layer) * scale + shift
     unchanged = layer.bias is None and not np.any(bias)
-    new_bias = None if unchanged else bias.astype(dtype)
+    new_bias = None if unchanged else _cast(bias, dtype)
     return None if _overflows(new_weight, new_bias) else (new_weight, new_bias)
 
 
@@ -162,11 +162,11 @@ def rescaled_input(layer: Linear, scale: Array, shift: Array) -> tuple[Array | N
     caller sees to it that the layer does not pad when there is a shift.
     """
     weight = _array(layer.weight)
-    wide = weight.astype(np.float64)
-    new_weight = None if np.all(scale == 1) else (wide * _along_inputs(layer, scale)).astype(weight.dtype)
+    dtype, wide = weight.dtype, weight.astype(np.float64)
+    new_weight = None if np.all(scale == 1) else _cast(wide * _along_inputs(layer, scale), dtype)
     moved = (wide * _along_inputs(layer, shift)).sum(axis=_input_axes(layer)).reshape(-1)
     bias = _bias(layer) + moved * (attr(layer.node, "alpha", 1.0) if layer.node.op_type == "Gemm" else 1.0)
-    new_bias = bias.astype(weight.dtype) if np.any(shift) else None
+    new_bias = _cast(bias, dtype) if np.any(shift) else None
     return None if _overflows(new_weight, new_bias) else (new_weight, new_bias)
 
 
@@ -286,6 +286,12 @@ def _input_axes(layer: Linear) -> tuple[int, ...]:
     if layer.node.op_type == "Conv":
         return tuple(range(1, _array(layer.weight).ndim))
     return (1,) if layer.node.op_type == "Gemm" and attr(layer.node, "transB", 0) else (0,)
+
+
+def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Return ``array`` in ``dtype``; what does not fit becomes infinite, which the caller looks for."""
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
 
 
 def _overflows(*arrays: Array | None) -> bool:
