@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -34,6 +34,7 @@ class Record:
     ``nodes`` counts all subgraphs and functions but no Constant; ``seconds`` go from file to file without imports;
     ``difference`` is the largest absolute difference over both feeds divided by the output's scale, the worst output;
     ``latency`` is the median of after/before over alternating runs, ``latency_min`` the ratio of the fastest runs.
+    ``new_domains`` are operator domains that the tool brought in, which ties the model to one runtime;
     ``failure`` says why numbers are missing.
     """
 
@@ -47,23 +48,24 @@ class Record:
     difference: float | None = None
     latency: float | None = None
     latency_min: float | None = None
+    new_domains: tuple[str, ...] = ()
     failure: str | None = None
 
 
-def count_nodes(path: Path) -> int:
-    """Count the nodes of a model file: subgraphs and functions included, Constant left out."""
+def nodes_of(path: Path) -> list[onnx.NodeProto]:
+    """Return all nodes of a model file: those of subgraphs and functions included, Constant left out."""
     model = onnx.load(str(path), load_external_data=False)
-    return _count(model.graph.node) + sum(_count(function.node) for function in model.functions)
+    tops = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    return [node for node in _walk(tops) if node.op_type != "Constant"]
 
 
-def _count(nodes: Sequence[onnx.NodeProto]) -> int:
-    total = 0
+def _walk(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     for node in nodes:
-        total += node.op_type != "Constant"
+        yield node
         for attribute in node.attribute:
             bodies = [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs
-            total += sum(_count(body.node) for body in bodies)
-    return total
+            for body in bodies:
+                yield from _walk(body.node)
 
 
 def run_tool(record: Record, source: Path, target: Path, python: Path, *, timeout: float, repeat: int) -> None:
@@ -86,7 +88,9 @@ def run_tool(record: Record, source: Path, target: Path, python: Path, *, timeou
         seconds.append(answer["seconds"])
         peaks.append(answer["peak_mb"])
     record.seconds, record.peak_mb = min(seconds), max(peaks)
-    record.nodes = count_nodes(target)
+    after = nodes_of(target)
+    record.nodes = len(after)
+    record.new_domains = tuple(sorted({n.domain for n in after} - {n.domain for n in nodes_of(source)} - {"ai.onnx"}))
     record.bytes = target.stat().st_size + sum(f.stat().st_size for f in target.parent.glob(f"{target.name}.*"))
 
 
@@ -126,9 +130,13 @@ def table(records: list[Record], originals: dict[str, int]) -> str:
                 _cell(r.latency, ".3f"),
                 _cell(r.latency_min, ".3f"),
             )
-            note = f" ({r.failure.replace('|', '/')})" if r.failure else ""
+            note = f" ({r.failure.replace('|', '/')})" if r.failure else _domains(r)
             lines.append(f"| | {r.tool}{note} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *_summary(records)])
+
+
+def _domains(record: Record) -> str:
+    return f" (brings in {', '.join(record.new_domains)})" if record.new_domains else ""
 
 
 def _cell(value: float | None, form: str) -> str:
@@ -148,7 +156,7 @@ def _summary(records: list[Record]) -> list[str]:
             continue
         best = min(peers, key=lambda r: r.nodes or 0)
         if best.nodes is not None and ours.nodes > best.nodes:
-            lines.append(f"- {name}: graphopt leaves {ours.nodes} nodes, {best.tool} {best.nodes}")
+            lines.append(f"- {name}: graphopt leaves {ours.nodes} nodes, {best.tool} {best.nodes}{_domains(best)}")
     for peer in ("onnxsim", "onnxslim"):
         ratios = {
             name: tools[GRAPHOPT].seconds / tools[peer].seconds
@@ -201,7 +209,7 @@ def simplify(
         folder.mkdir(parents=True, exist_ok=True)
         for model in tqdm(models, unit="model", disable=None):
             source = model.path()
-            originals[model.name] = count_nodes(source)
+            originals[model.name] = len(nodes_of(source))
             for tool in chosen:
                 record = Record(model.name, tool)
                 target = folder / f"{model.name}__{tool}.onnx"
