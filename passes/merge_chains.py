@@ -28,7 +28,7 @@ import numpy as np
 from graphopt.analysis import Shapes
 from graphopt.analysis.casts import first_cast_is_needless
 from graphopt.ir import DataType, Model, Node, Value, attr, opset
-from graphopt.ir.facts import can_stand_for, pad_value, pads_of, slice_ranges
+from graphopt.ir.facts import Range, can_stand_for, pad_value, pads_of, slice_ranges
 from graphopt.ir.query import scalar, sole_use
 from graphopt.pipeline import Changes, Pass, PassContext
 
@@ -89,8 +89,8 @@ def _involution(node: Node, before: Node, ctx: PassContext, version: int) -> boo
 
 
 def _cast(node: Node, before: Node, ctx: PassContext, version: int) -> bool:
-    source = before.inputs[0]
-    if before.op_type != "Cast" or source is None or source.dtype is None:
+    source = before.inputs[0] if before.op_type == "Cast" else None
+    if source is None or source.dtype is None:
         return False
     middle, last = attr(before, "to"), attr(node, "to")
     if not first_cast_is_needless(int(source.dtype), middle, last):
@@ -174,11 +174,13 @@ def _make_clip(node: Node, before: Node, bounds: dict[str, float], ctx: PassCont
 
 
 def _slice(node: Node, before: Node, ctx: PassContext, version: int) -> bool:
-    """Merge Slices of different axes; the inner one must have no other reader."""
-    if before.op_type != "Slice" or sole_use(before.outputs[0]) is None:
+    """Merge Slices of different axes, where all the readers of the inner one are such Slices."""
+    if before.op_type != "Slice" or before.outputs[0].is_graph_output():
         return False
     inner, outer = slice_ranges(before, version), slice_ranges(node, version)
-    if inner is None or outer is None or {item.axis for item in inner} & {item.axis for item in outer}:
+    if inner is None or outer is None:
+        return False
+    if not all(_slices_other_axes(use.node, before, inner, version) for use in before.outputs[0].uses()):
         return False
     if not ctx.may_rewrite(node, "merge with the Slice before it"):
         return False
@@ -194,6 +196,13 @@ def _slice(node: Node, before: Node, ctx: PassContext, version: int) -> bool:
     given = [ctx.edit.constant(np.array(column, np.int64), f"{name}_{key}") for key, column in columns.items()]
     ctx.edit.rewrite(node, "Slice", [before.inputs[0], *given])
     return True
+
+
+def _slices_other_axes(node: Node, before: Node, inner: list[Range], version: int) -> bool:
+    if node.op_type != "Slice" or node.graph is not before.graph or node.inputs[0] is not before.outputs[0]:
+        return False
+    outer = slice_ranges(node, version)
+    return outer is not None and not {item.axis for item in inner} & {item.axis for item in outer}
 
 
 def _pad(node: Node, before: Node, ctx: PassContext, version: int) -> bool:
