@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from graphopt.analysis import Shapes
 from graphopt.diagnostics import Diagnostic, Severity
 from graphopt.errors import ModelError, TargetError
-from graphopt.ir import nodes
+from graphopt.ir import opset
 from graphopt.ir.infer import infer
+from graphopt.ir.schema import schema
 from graphopt.numeric import session_of
 from graphopt.pipeline import Instrument, Run
 
-_KNOWN_DOMAINS = ("", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "com.microsoft")
+_RUNTIME_DOMAIN = "com.microsoft"
 
 
 class InputCheck(Instrument):
@@ -29,12 +28,19 @@ class InputCheck(Instrument):
             _ask_runtime(run, contradiction, can_run=not unknown)
 
 
-def _unknown_operators(run: Run) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for node in nodes(run.model):
-        known = node.domain.startswith(_KNOWN_DOMAINS[1:]) or not node.domain
-        if not known and node.op_identifier() not in run.model.functions:
-            found[f"{node.domain}::{node.op_type}"] += 1
+def _unknown_operators(run: Run) -> dict[str, int]:
+    """Return how many nodes there are of each operator that neither ONNX, nor the runtime, nor the model defines.
+
+    Exporters put operators of other runtimes into ONNX's own domain too.
+    """
+    found = {}
+    for operator in run.ctx.edit.operators():
+        nodes = run.ctx.nodes(operator)
+        domain, name = nodes[0].domain, nodes[0].op_type
+        by_model = nodes[0].op_identifier() in run.model.functions
+        known = by_model or domain.startswith(_RUNTIME_DOMAIN)
+        if not known and schema(domain, name, opset(run.model, domain)) is None:
+            found[operator] = len(nodes)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 from graphopt.pipeline import registry
@@ -15,6 +16,8 @@ def install_plug_in(folder: Path, module: str, kind: str, text: str) -> Path:
     (folder / f"{module}.py").write_text(text)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[{registry.PACKAGE}]\n{kind} = {module}:{kind}\n")
+    # Another test may have had a module of that name.
+    sys.modules.pop(module, None)
     importlib.invalidate_caches()
     registry.passes.cache_clear()
     return folder / f"{module}.py"

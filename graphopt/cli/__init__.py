@@ -14,7 +14,7 @@ COMMANDS = {
     "show": ("graphopt.cli.show", "Tell what a model holds."),
     "diff": ("graphopt.cli.show", "Compare two models line by line, as text."),
     "compare": ("graphopt.cli.measure", "Run two models on the same inputs and compare their outputs."),
-    "bench": ("graphopt.cli.measure", "Time a model, or two in turns."),
+    "bench": ("graphopt.cli.measure", "Time a model, or two in turns, on the first batch of the data."),
     "passes": ("graphopt.cli.lists", "List the passes, or explain one."),
     "presets": ("graphopt.cli.lists", "List the pipelines that graphopt ships."),
     "targets": ("graphopt.cli.lists", "List the targets."),
