@@ -184,7 +184,7 @@ class Decompose(Pass):
 
     def _write_out(self, node: Node, ctx: PassContext) -> bool:
         x = node.inputs[0]
-        if node.graph is None or x is None or x.dtype not in _FLOATS:
+        if node.graph is None or x is None or x.dtype is None or x.dtype not in _FLOATS:
             return False
         obstacle = _obstacle(node, opset(ctx.edit.model))
         if obstacle is not None:

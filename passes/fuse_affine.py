@@ -60,11 +60,10 @@ class FuseAffine(Pass):
         waiting = deque(ctx.nodes(*_OPERATORS))
         if waiting:
             ctx.get(Shapes)
+        fusible = bool(ctx.nodes("Erf", "Sqrt"))
         while waiting:
             step = _step(waiting.popleft())
-            if step is None:
-                continue
-            if _is_fused_at_run_time(step):
+            if step is None or (fusible and _is_fused_at_run_time(step)):
                 continue
             readers = [use.node for value in step.node.outputs for use in value.uses()]
             if self._into_producer(step, ctx) or self._into_consumer(step, ctx):
@@ -126,7 +125,7 @@ def _step(node: Node) -> Step | None:
         return None
     if node.op_type == "Neg":
         source = node.inputs[0]
-        if source is None or source.dtype not in _FLOATS:
+        if source is None or source.dtype is None or source.dtype not in _FLOATS:
             return None
         return Step(node, source, np.array(-1.0), None, source.dtype.numpy())
     if len(node.inputs) != 2:
@@ -196,8 +195,9 @@ def _merge(last: Step, ctx: PassContext) -> bool:
     if (reader := sole_use(last.node.outputs[0])) is not None and _step(reader) is not None:
         return False
     chain = [last]
-    while (step := _previous(chain[0])) is not None:
-        chain.insert(0, step)
+    while (step := _previous(chain[-1])) is not None:
+        chain.append(step)
+    chain.reverse()
     scale, shift = _composed(chain)
     needed = (scale is not None) + (shift is not None)
     if needed >= len(chain) or needed == 0:

@@ -33,7 +33,7 @@ import numpy as np
 
 from graphopt.analysis import Shapes
 from graphopt.ir import DataType, Model, Node, Value, attr, opset
-from graphopt.ir.match import Const, Match, OneOf, Op, Pattern, Wild, ahead, match, op
+from graphopt.ir.match import Const, Match, OneOf, Op, Pattern, Wild, ahead, match, op, roots_of
 from graphopt.ir.query import scalar
 from graphopt.pipeline import Changes, Pass, PassContext, option
 
@@ -168,7 +168,9 @@ class RecognizeActivations(Pass):
             anchors = ctx.nodes(rule.anchor)
             if anchors:
                 ctx.get(Shapes)
-            roots = {root: None for anchor in anchors if anchor.graph is not None for root in ahead(anchor, rule.steps)}
+            kinds = roots_of(rule.pattern)
+            reached = (root for anchor in anchors if anchor.graph is not None for root in ahead(anchor, rule.steps))
+            roots = {root: None for root in reached if root.op_type in kinds}
             for root in roots:
                 found = match(rule.pattern, root) if root.graph is not None else None
                 attributes = None if found is None else _attributes(rule, found)

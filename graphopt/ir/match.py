@@ -87,6 +87,15 @@ def op(operator: str, *inputs: Pattern, name: str = "") -> Op:
     return Op(operator, inputs, name)
 
 
+def roots_of(pattern: Pattern) -> frozenset[str]:
+    """Return the operators that a node may have to be the root of ``pattern``."""
+    if isinstance(pattern, Op):
+        return frozenset({pattern.operator})
+    if isinstance(pattern, OneOf):
+        return frozenset().union(*(roots_of(choice) for choice in pattern.patterns))
+    return frozenset()
+
+
 def match(pattern: Pattern, root: onnx_ir.Node) -> Match | None:
     """Match ``pattern`` with its root at ``root``; ``None`` when it does not fit, or when others read what is inside.
 

@@ -180,7 +180,8 @@ def test_swish_and_softplus_on_request() -> None:
 
 def test_recognises_inside_a_branch() -> None:
     body = """g (float[n] x, bool c) => (y) {
-      y = If (c) <then_branch = a () => (p) { m = Max(x, low) p = Min(m, six) }, else_branch = o () => (q) { q = Neg(x) }>
+      y = If (c) <then_branch = a () => (p) { m = Max(x, low) p = Min(m, six) },
+                  else_branch = o () => (q) { q = Neg(x) }>
     }"""
     before = model_of(body, weights=constants())
     after, _ = optimized(before, "recognize-activations")
