@@ -18,7 +18,7 @@ from onnx_ir import AttributeType, DataType
 
 from graphopt.errors import ModelError
 from graphopt.io.tensors import DataFolder, sparse_tensor, view_tensor
-from graphopt.ir.tensors import TYPE_KEY, SparseInitializer, SparseTensor
+from graphopt.ir.tensors import TYPE_KEY, SparseInitializer, SparseTensor, light
 
 Kept = TypeVar("Kept", onnx.SparseTensorProto, onnx.AttributeProto, onnx.TypeProto)
 
@@ -273,12 +273,11 @@ class Inspection:
                     self._restore_attribute(node, attribute, folder)
 
     def _fill_cuts(self, graph: onnx_ir.Graph) -> None:
-        if not self.cuts:
-            return
         for position, value in enumerate(list(graph.initializers.values())):
             cut = self.cuts.get(position)
-            if cut is not None and value.const_value is not None:
-                value.const_value = view_tensor(cut, value.const_value)
+            if value.const_value is not None:
+                tensor = light(value.const_value)
+                value.const_value = tensor if cut is None else view_tensor(cut, tensor)
 
     def _restore_initializer(self, value: onnx_ir.Value, folder: DataFolder) -> None:
         tensor = value.const_value

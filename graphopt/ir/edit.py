@@ -37,6 +37,7 @@ class Editor:
     def _rebuild(self) -> None:
         self._names: Counter[str] = Counter()
         self._node_names: set[str] = set()
+        self._last_suffix: dict[str, int] = {}
         self._index: dict[str, dict[onnx_ir.Node, None]] = {}
         self._owner: dict[onnx_ir.Graph, onnx_ir.Node | None] = {self.model.graph: None}
         for graph in graphs(self.model):
@@ -78,10 +79,11 @@ class Editor:
 
     def new_name(self, base: str) -> str:
         """Return ``base``, or ``base_2``, ``base_3``, ... when it is taken, and reserve it."""
-        name, count = base, 1
+        name, count = base, self._last_suffix.get(base, 1)
         while name in self._names or name in self._node_names:
             count += 1
             name = f"{base}_{count}"
+        self._last_suffix[base] = count
         self._names[name] += 1
         return name
 

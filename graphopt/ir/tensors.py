@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.serde import TensorProtoTensor
 
 from graphopt.errors import ModelError
 
@@ -36,6 +37,32 @@ class UnresolvedTensor(ir.LazyTensor):
             f"the data of tensor {self.name!r} is not here, only its hash sha256-{tensor_hash(self)}",
             hint="parse the text with resolve=..., or take the tensor from the model that was dumped",
         )
+
+
+class ProtoTensor(TensorProtoTensor):
+    """A tensor in a protobuf whose dtype and shape are read once: passes ask for them again and again."""
+
+    __slots__ = ("_dtype", "_shape")
+
+    def __init__(self, proto: onnx.TensorProto):
+        super().__init__(proto)
+        self._dtype, self._shape = super().dtype, super().shape
+
+    # onnx-ir's protocol declares these as attributes and its own tensors override them with properties, as here.
+    @property
+    def dtype(self) -> ir.DataType:  # type: ignore[override]
+        """The element type."""
+        return self._dtype
+
+    @property
+    def shape(self) -> ir.Shape:  # type: ignore[override]
+        """The dimensions."""
+        return self._shape
+
+
+def light(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return ``tensor`` in the form that is cheapest to ask, without copying its data."""
+    return ProtoTensor(tensor.raw) if type(tensor) is TensorProtoTensor else tensor
 
 
 @dataclass(frozen=True)
