@@ -32,7 +32,8 @@ Source = Model | str | Path | bytes
 class Result:
     """What :func:`optimize` returns: the model, where it was written, and the run with its records and rewrites.
 
-    ``source`` is the path of the input and ``sha256`` its hash, both ``None`` for a model that was handed over loaded.
+    ``source`` is the path of the input, ``None`` when it came from memory, and ``sha256`` its hash, ``None`` when it
+    was handed over loaded or nothing was written.
     """
 
     model: Model
@@ -114,7 +115,7 @@ def optimize(
         stop_after=stop_after,
         fuel=dict(fuel or {}),
     )
-    digest = sha256_of(model)
+    digest = None if path is None and report_file is None else sha256_of(model)
     if path is not None:
         io.save(loaded, path, provenance=_provenance(chosen, digest))
     result = Result(loaded, run, path, sink, str(model) if isinstance(model, str | Path) else None, digest)

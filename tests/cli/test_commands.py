@@ -8,6 +8,7 @@ import pytest
 from graphopt import io
 from graphopt.__main__ import run
 from graphopt.cli import COMMANDS, cli
+from graphopt.cli.common import Progress
 from tests.helpers import model_of
 
 BODY = "g (float[N,3] x) => (float[N,4] y) { a = Identity(x) b = MatMul(a, w) c = Relu(b) y = Identity(c) }"
@@ -56,6 +57,19 @@ def test_optimize_writes_the_model_and_a_summary(graphopt, model, tmp_path):
     assert f"{model} -> {tmp_path / 'out.onnx'}" in out
     assert "nodes                   4 ->              2  (-50.0%)" in out
     assert [node.op_type for node in io.load(tmp_path / "out.onnx").graph] == ["MatMul", "Relu"]
+
+
+@pytest.mark.parametrize("pipeline", ["remove-identities", "boom"])
+def test_a_terminal_gets_a_progress_bar_that_is_gone_at_the_end(
+    graphopt, model, tmp_path, monkeypatch, plug_in, pipeline
+):
+    plug_in("Boom", "raise RuntimeError('a bug')")
+    monkeypatch.setattr("graphopt.cli.optimize.progress", lambda: [Progress()])
+    _, out, err = graphopt("optimize", model, "-o", tmp_path / "out.onnx", "--pipeline", pipeline)
+
+    assert f"1: {pipeline}" in err
+    assert f"1: {pipeline}" not in out
+    assert err.rsplit("\r", 1)[-1].strip() == "" or err.rsplit("\r", 1)[-1].startswith("graphopt: ")
 
 
 def test_optimize_notes_where_the_output_comes_from(graphopt, model, tmp_path):
