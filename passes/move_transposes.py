@@ -54,7 +54,7 @@ class MoveTransposes(Pass):
             node = queue.popleft()
             if node.graph is None or not is_transpose(node):
                 continue
-            if _merge(node, ctx) or _absorb_view(node, ctx) or _into_matmul(node, ctx):
+            if _merge(node, ctx) or _absorb_view(node, ctx) or _into_matmul(node, ctx, version):
                 changes["transposes merged"] += 1
                 queue.append(node)
                 continue
@@ -125,13 +125,13 @@ def _absorb_view(node: Node, ctx: PassContext) -> bool:
 
 def _as_perm(origin: list[int | None] | None, rank: int | None) -> Perm | None:
     """Return the permutation that a view between shapes of the same rank is; dimensions of size 1 match in order."""
-    if origin is None or rank != len(origin):
+    if origin is None or rank is None or rank != len(origin):
         return None
     free = iter([axis for axis in range(rank) if axis not in origin])
     return tuple(next(free) if axis is None else axis for axis in origin)
 
 
-def _into_matmul(node: Node, ctx: PassContext) -> bool:
+def _into_matmul(node: Node, ctx: PassContext, version: int) -> bool:
     """Let the Gemm, or the MatMul of two matrices, that alone reads this Transpose read the matrix as it is."""
     user, source = sole_use(node.outputs[0]), node.inputs[0]
     if user is None or user.domain != "" or source is None or perm_of(node) != SWAPPED:
@@ -143,7 +143,7 @@ def _into_matmul(node: Node, ctx: PassContext) -> bool:
             return False
         ctx.edit.set_attr(user, flag, 1 - attr(user, flag, 0))
         ctx.edit.set_input(user, index, source)
-    elif user.op_type == "MatMul" and _is_matrix_product(user):
+    elif user.op_type == "MatMul" and version >= 11 and _is_matrix_product(user):  # before, Gemm had to add something
         if not ctx.may_rewrite(user, f"make it a Gemm that takes in the Transpose of its input {index}"):
             return False
         inputs = [source if value is node.outputs[0] else value for value in user.inputs]

@@ -199,6 +199,12 @@ def test_integer_matrices_stay_with_matmul():
     assert operators(after) == {"Transpose": 1, "MatMul": 1}
 
 
+def test_a_gemm_without_addend_needs_opset_11():
+    """Found by ONNX's own test model test_Linear_no_bias."""
+    _, after = both("t = Transpose(a) y = MatMul(t, b)", given="float[4,4] a, float[4,4] b", opset=9)
+    assert operators(after) == {"Transpose": 1, "MatMul": 1}
+
+
 def test_inside_a_branch_and_captured():
     body = f"""g (bool k, {GIVEN}) => (float y) {{
         {T1} b = Relu(a)
