@@ -6,6 +6,7 @@ usage: python tools/bench.py simplify [--model NAME]... [--tool NAME]... [--json
 from __future__ import annotations
 
 import click
+from bench_scale import scale
 from bench_simplify import simplify
 
 
@@ -15,6 +16,7 @@ def bench() -> None:
 
 
 bench.add_command(simplify)
+bench.add_command(scale)
 
 if __name__ == "__main__":
     bench()

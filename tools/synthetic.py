@@ -13,7 +13,7 @@ BLOCK = 12
 
 
 def network(nodes: int) -> onnx.ModelProto:
-    """Return a chain of blocks, each with a branch and something to fold, cancel, merge and fuse; about ``nodes`` nodes."""
+    """Return a chain of about ``nodes`` nodes: blocks with a branch and something to fold, cancel, merge and fuse."""
     rng = np.random.default_rng(0)
     graph = helper.make_graph([], "synthetic", [], [])
     graph.input.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", CHANNELS, 8, 8]))
