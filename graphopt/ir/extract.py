@@ -11,6 +11,7 @@ import onnx_ir
 
 from graphopt.errors import ModelError
 from graphopt.ir.query import is_constant, place, subgraphs, tensor_of
+from graphopt.ir.tensors import SparseTensor, string_items
 
 
 def extract(
@@ -26,7 +27,7 @@ def extract(
     graph = onnx.GraphProto(name="constants")
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for value, tensor in feeds.items():
-        arrays[names[value]] = tensor.numpy()
+        arrays[names[value]] = _array(tensor)
         info = onnx.helper.make_tensor_value_info(names[value], int(tensor.dtype.value), list(tensor.shape.numpy()))
         graph.input.append(info)
     for node in order:
@@ -74,11 +75,31 @@ def _renamed(node: onnx_ir.Node, names: dict[onnx_ir.Value, str]) -> onnx.NodePr
 
 
 def write_attribute(attribute: onnx_ir.Attr, node: onnx.NodeProto) -> None:
-    """Append an attribute to a node's protobuf; a sparse tensor, which onnx-ir keeps as a protobuf, is copied."""
+    """Append an attribute to a node's protobuf, sparse tensors included, which onnx-ir does not know."""
+    kinds = onnx_ir.AttributeType
     if attribute.is_ref():
         onnx_ir.serde.serialize_reference_attribute_into(node.attribute.add(), attribute)
-    elif attribute.type == onnx_ir.AttributeType.SPARSE_TENSOR:
-        proto = node.attribute.add(name=attribute.name, type=onnx.AttributeProto.SPARSE_TENSOR)
-        proto.sparse_tensor.CopyFrom(attribute.value)
+    elif attribute.type in (kinds.SPARSE_TENSOR, kinds.SPARSE_TENSORS):
+        proto = node.attribute.add(name=attribute.name, type=int(attribute.type.value))
+        one = attribute.type == kinds.SPARSE_TENSOR
+        for sparse in [attribute.value] if one else attribute.value:
+            _write_sparse(sparse, proto.sparse_tensor if one else proto.sparse_tensors.add())
     else:
         onnx_ir.serde.serialize_attribute_into(node.attribute.add(), attribute)
+
+
+def _array(tensor: onnx_ir.TensorProtocol) -> np.ndarray[Any, Any]:
+    """Return the tensor's array; strings as text, because the runtime reads past the end of byte strings."""
+    if tensor.dtype != onnx_ir.DataType.STRING:
+        return tensor.numpy()
+    try:
+        texts = [item.decode() for item in string_items(tensor)]
+    except UnicodeDecodeError as error:
+        raise ModelError(f"tensor {tensor.name!r} holds bytes that are no UTF-8 text") from error
+    return np.array(texts, dtype=object).reshape(tensor.shape.numpy())
+
+
+def _write_sparse(sparse: SparseTensor, proto: onnx.SparseTensorProto) -> None:
+    onnx_ir.serde.serialize_tensor_into(proto.values, sparse.values)
+    onnx_ir.serde.serialize_tensor_into(proto.indices, sparse.indices)
+    proto.dims.extend(sparse.dims)

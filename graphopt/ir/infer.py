@@ -8,6 +8,7 @@ import onnx
 import onnx_ir
 
 from graphopt.ir.extract import write_attribute
+from graphopt.ir.flood import must_not_propagate
 from graphopt.ir.query import Dim, tensor_of
 
 Known = tuple[onnx_ir.DataType | None, tuple[Dim, ...] | None]
@@ -37,7 +38,8 @@ def infer(
         proto.functions.append(onnx_ir.to_proto(function))
     complaint = ""
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True, strict_mode=True)
+        propagate = not must_not_propagate(model, proto)
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=propagate, strict_mode=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         complaint = str(error).strip()
         inferred = _lenient(proto)
@@ -68,7 +70,7 @@ def infer_nodes(order: Sequence[onnx_ir.Node], model: onnx_ir.Model) -> dict[onn
     for domain, version in sorted(model.opset_imports.items()):
         proto.opset_import.add(domain=domain, version=version)
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(proto)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
         return {}
     known: dict[onnx_ir.Value, Known] = {}
