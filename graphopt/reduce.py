@@ -85,7 +85,9 @@ def reduce(source: str | Path | bytes, check: Check, *, progress: Callable[[str]
         io.save(model, path)
         failure = check(path)
         if failure is None:
-            raise UsageError("the check does not fail on this model", hint="a check of your own may look closer: --check")
+            raise UsageError(
+                "the check does not fail on this model", hint="a check of your own may look closer: --check"
+            )
         facts = Facts.of(model)
         if _can_run(failure):
             facts = Facts(facts.types, cuts.contents_of(model, _run, facts))
