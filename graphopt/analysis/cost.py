@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, cast
+from typing import Self, cast
 
+from graphopt.analysis.manager import AnalysisManager
+from graphopt.analysis.shape_values import ShapeValues
 from graphopt.diagnostics import Diagnostic, Severity
-from graphopt.ir import DataType, ExternalTensor, Model, Node, TensorProtocol, Value, graphs, is_constant, nodes
-from graphopt.ir.infer import Known, infer
-from graphopt.ir.query import attr, place, static_shape, tensor_of
+from graphopt.ir import DataType, Editor, ExternalTensor, Model, Node, TensorProtocol, Value, graphs, is_constant, nodes
+from graphopt.ir.infer import infer
+from graphopt.ir.query import attr, place, shape_of, static_shape, tensor_of
 from graphopt.ir.tensors import string_items
-
-if TYPE_CHECKING:
-    from graphopt.analysis.manager import AnalysisManager
 
 Bindings = Mapping[str, int]
 """Sizes of the symbolic dimensions of a model's inputs, by name; one without a size counts as 1."""
@@ -64,7 +63,7 @@ class Cost:
             assumed.setdefault(name or "?")
             return 1
 
-        sizes = _Sizes(infer(model, size)[0])
+        sizes = _Sizes(model, size)
         macs: dict[Node, int] = {}
         unknown = []
         computed = 0
@@ -108,19 +107,44 @@ def _bytes(tensor: TensorProtocol) -> int:
 
 
 class _Sizes:
-    """The shapes of values as numbers."""
+    """The shapes of values as numbers: by inference and, where that gives up, by following shape arithmetic."""
 
-    def __init__(self, known: Mapping[Value, Known]):
-        self._known = known
+    def __init__(self, model: Model, size: Callable[[str | None], int]):
+        self._model = model
+        self._size = size
+        self._known = infer(model, size)[0]
+        self._followed: dict[Value, tuple[int | None, ...]] | None = None
 
     def __call__(self, value: Value | None) -> tuple[int, ...] | None:
         """Return the shape of ``value``, ``None`` when a dimension is not a known number."""
         if value is None:
             return None
         shape = self._known[value][1] if value in self._known else static_shape(value)
-        if shape is None or not all(isinstance(dim, int) for dim in shape):
-            return None
-        return cast("tuple[int, ...]", shape)
+        if not _is_static(shape):
+            self._followed = self._follow() if self._followed is None else self._followed
+            shape = self._followed.get(value)
+        return cast("tuple[int, ...]", shape) if _is_static(shape) else None
+
+    def _follow(self) -> dict[Value, tuple[int | None, ...]]:
+        """Return the outputs' sizes in a copy of the model whose inputs have the sizes asked for."""
+        copy = self._model.clone()
+        editor = Editor(copy)
+        for value in copy.graph.inputs:
+            shape = shape_of(value)
+            if shape is not None:
+                editor.set_input_shape(value, [dim if isinstance(dim, int) else self._size(dim) for dim in shape])
+        facts = AnalysisManager(editor).get(ShapeValues)
+        found = {}
+        for node, twin in zip(nodes(self._model), nodes(copy), strict=True):
+            for value, other in zip(node.outputs, twin.outputs, strict=True):
+                sizes = facts.sizes(other)
+                if sizes is not None:
+                    found[value] = tuple(None if item is None else item.value for item in sizes)
+        return found
+
+
+def _is_static(shape: Sequence[object] | None) -> bool:
+    return shape is not None and all(isinstance(dim, int) for dim in shape)
 
 
 _Counter = Callable[[Node, _Sizes], int | None]

@@ -102,6 +102,23 @@ def test_a_dimension_that_no_input_has_is_unknown_rather_than_one():
     assert (cost.total_macs, len(cost.unknown)) == (0, 1)
 
 
+def test_shape_arithmetic_that_onnx_cannot_infer_through_is_followed():
+    text = """g (float[n, s, 6] x) => (float[a, b, c] y) {
+        k = Constant <value = int64 {1}> ()
+        zero = Constant <value = int64[1] {0}> ()
+        axis = Constant <value = int64[1] {1}> ()
+        shape = Shape(x)
+        length = Gather(shape, k)
+        end = Unsqueeze(length, zero)
+        t = Slice(x, zero, end, axis)
+        y = MatMul(t, w)
+    }"""
+    cost, diagnostics = cost_of(text, {"w": (6, 4)})
+
+    assert cost.total_macs == 6 * 4
+    assert list(diagnostics) == []
+
+
 def test_nested_graphs_and_constant_nodes_count():
     text = """g (bool c, float[2,3] x) => (float[a,b] y) {
         y = If (c) <
