@@ -97,7 +97,7 @@ def optimize(model: Path, output: Path, **given: Any) -> None:
         print_json({**result.report(rewrites=False), "timing": timing.to_json()})
         return
     print_diagnostics(diagnostics, remarks=given["remarks"])
-    _print_summary(result, statistics)
+    _print_summary(result, statistics, all_shown=given["remarks"])
     for table in ([timing.table()] if given["timing"] else []) + ([statistics.table()] if given["statistics"] else []):
         click.echo(f"\n{table}")
 
@@ -137,7 +137,7 @@ def _inputs(session: Session, given: dict[str, Any], diagnostics: DiagnosticSink
     )
 
 
-def _print_summary(result: Result, statistics: Statistics) -> None:
+def _print_summary(result: Result, statistics: Statistics, *, all_shown: bool) -> None:
     click.echo(f"{result.source} -> {result.output}")
     if statistics.before is not None and statistics.after is not None:
         click.echo(_sizes(statistics.before, statistics.after))
@@ -153,8 +153,8 @@ def _print_summary(result: Result, statistics: Statistics) -> None:
     if len(top) > _TOP:
         click.echo(f"{sum(count for count, _ in top[_TOP:]):12}  by {len(top) - _TOP} more")
     remarks = len(result.diagnostics) - len(result.diagnostics.at_least(Severity.WARNING))
-    if remarks:
-        click.echo(f"{remarks} remarks on what was not done (--remarks shows them)")
+    if remarks and not all_shown:
+        click.echo(f"remarks on what was not done: {remarks} (--remarks shows them)")
 
 
 def _sizes(before: Snapshot, after: Snapshot) -> str:
