@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from graphopt.analysis import Shapes
 from graphopt.errors import UsageError
 from graphopt.ir import Model, Node, attr, constant, nodes, opset, rank_of, shape_of
-from graphopt.ir.schema import Schema, latest_opset, schema
+from graphopt.ir.schema import defaults, input_types, latest_opset, schema
 from graphopt.pipeline import Changes, Pass, PassContext, option
 
 OLDEST = 7
@@ -78,11 +78,10 @@ class ConvertOpset(Pass):
 
 
 def _convert(node: Node, current: int, version: int, ctx: PassContext) -> bool:
-    old = schema("", node.op_type, current)
-    if old is None:
+    if schema("", node.op_type, current) is None:
         return False
-    step = 1 if version > current else -1
-    changed, at = False, current
+    old_defaults = defaults(node.op_type, current)
+    step, changed, at = 1 if version > current else -1, False, current
     while at != version:
         boundary = at + 1 if step > 0 else at
         convert = (UP if step > 0 else DOWN).get((node.op_type, boundary))
@@ -93,23 +92,24 @@ def _convert(node: Node, current: int, version: int, ctx: PassContext) -> bool:
             (_attributes_to_inputs if step > 0 else _inputs_to_attributes)(node, boundary, ctx)
             changed = True
         at += step
-    _check(node, old, version, ctx)
+    _check(node, old_defaults, version, ctx)
     return changed
 
 
-def _check(node: Node, old: Schema, version: int, ctx: PassContext) -> None:
+def _check(node: Node, old_defaults: dict[str, Any], version: int, ctx: PassContext) -> None:
     """Refuse what the other version lacks; an attribute that it lacks may go when it has its default value."""
     new = schema("", node.op_type, version)
     if new is None or new.deprecated:
         raise ctx.fail(f"opset {version} has no operator {node.op_type}", node, "run decompose before convert-opset")
     for name in [name for name in node.attributes if name not in new.types]:
-        if attr(node, name) != _plain(old.defaults.get(name)):
+        if attr(node, name) != _plain(old_defaults.get(name)):
             raise ctx.fail(f"opset {version} cannot express {name}={attr(node, name)}", node)
         ctx.edit.set_attr(node, name, None)
     if len(node.inputs) > new.max_inputs or len(node.outputs) > new.max_outputs:
         raise ctx.fail(f"at opset {version} {node.op_type} has fewer inputs or outputs", node)
+    accepted = input_types(node.op_type, version)
     for index, value in enumerate(node.inputs):
-        dtypes = new.dtypes[min(index, len(new.dtypes) - 1)]
+        dtypes = accepted[min(index, len(accepted) - 1)]
         if value is not None and value.dtype is not None and value.type is not None:
             kind = f"tensor({_dtype_name(value.dtype.name)})"
             if f"{value.type}".startswith("Tensor") and kind not in dtypes:

@@ -26,6 +26,7 @@ import numpy as np
 from graphopt.analysis import Shapes
 from graphopt.errors import UsageError
 from graphopt.ir import DataType, Model, Node, Value, attr, opset, rank_of, shape_of
+from graphopt.ir.query import is_read
 from graphopt.pipeline import Changes, Pass, PassContext, option
 
 _FLOATS = (DataType.FLOAT, DataType.FLOAT16, DataType.DOUBLE)
@@ -202,7 +203,7 @@ def _obstacle(node: Node, version: int) -> str | None:
     rank = rank_of(node.inputs[0])
     if rank is None:
         return "the rank of its input is unknown"
-    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
+    if any(is_read(value) for value in node.outputs[1:]):
         return "the mean or the deviation is read too"
     if node.op_type == "GroupNormalization" and (version < 21 or rank < 3):
         return "before opset 21 its scale has one number for each group, not for each channel"

@@ -26,8 +26,8 @@ from graphopt.analysis import Shapes
 from graphopt.analysis.constants import ConstantCone
 from graphopt.errors import ModelError
 from graphopt.ir import Model, Node, Value, constant, is_constant
-from graphopt.ir.infer import LIGHT_ELEMENTS
 from graphopt.ir.query import attr, shape_of, static_shape
+from graphopt.ir.skeleton import LIGHT_ELEMENTS
 from graphopt.pipeline import Changes, Pass, PassContext, option
 
 Array = np.ndarray[Any, Any]

@@ -25,7 +25,7 @@ from graphopt.analysis.size_facts import Elements
 from graphopt.analysis.size_rules import reaches_end, slice_parts
 from graphopt.analysis.symbolic import ONE, Expr
 from graphopt.ir import Graph, Model, Node, Value, graphs, is_constant
-from graphopt.ir.query import attr
+from graphopt.ir.query import attr, use_count
 from graphopt.pipeline import Changes, Pass, PassContext
 
 LAST = (1 << 63) - 1
@@ -155,7 +155,7 @@ def _fold_elements(graph: Graph, known: ShapeValues, ctx: PassContext, changes: 
             continue
         for value in list(node.outputs):
             elements = known.elements(value)
-            if elements is None or not value.uses() or value.dtype is None:
+            if elements is None or use_count(value) == 0 or value.dtype is None:
                 continue
             numbers = elements.known
             if numbers is not None:

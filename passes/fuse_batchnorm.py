@@ -23,7 +23,7 @@ import numpy as np
 from graphopt.analysis import Shapes
 from graphopt.ir import Model, Node, attr, constant, opset, rank_of
 from graphopt.ir import linear as layers
-from graphopt.ir.query import sole_use
+from graphopt.ir.query import is_read, sole_use
 from graphopt.pipeline import Changes, Pass, PassContext, option
 
 Vector = np.ndarray[Any, Any]
@@ -102,7 +102,7 @@ class FuseBatchnorm(Pass):
 def _is_inference(node: Node, version: int) -> bool:
     """Tell whether only the normalised result is asked for, channel by channel, with the statistics given."""
     others = node.outputs[1:]
-    if any(value.uses() or value.is_graph_output() for value in others):
+    if any(is_read(value) for value in others):
         return False
     if version >= 14:
         return not attr(node, "training_mode", 0)

@@ -24,7 +24,7 @@ import numpy as np
 
 from graphopt.analysis import Shapes
 from graphopt.ir import DataType, Model, Node, Value, attr, constant, opset, rank_of, shape_of
-from graphopt.ir.query import scalar, sole_use, static_shape, tensor_of
+from graphopt.ir.query import scalar, sole_use, static_shape, tensor_of, use_count
 from graphopt.pipeline import Changes, Pass, PassContext
 
 _FLOATS = (DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16)
@@ -70,7 +70,7 @@ def _merge_products(second: Node, ctx: PassContext) -> bool:
     if rows * columns > left.size + right.size or sole_use(first.outputs[0]) is not second:
         return False
     weights = [first.inputs[1], second.inputs[1]]
-    if first.graph is not second.graph or any(w is None or len(w.uses()) != 1 or w.is_graph_output() for w in weights):
+    if first.graph is not second.graph or any(w is None or use_count(w) != 1 or w.is_graph_output() for w in weights):
         return False
     a, b = left.numpy(), right.numpy()
     product = (a.astype(np.float64) @ b.astype(np.float64)).astype(a.dtype)

@@ -21,6 +21,7 @@ from graphopt.analysis import Shapes
 from graphopt.analysis.constants import is_deterministic
 from graphopt.ir import Graph, Model, Node, Value, subgraphs
 from graphopt.ir.fingerprint import operation_key
+from graphopt.ir.query import use_count
 from graphopt.pipeline import Changes, Pass, PassContext
 
 COMMUTATIVE = {"Add", "Mul", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
@@ -91,7 +92,7 @@ def _twin(node: Node, key: Key, scope: Scope) -> Node | None:
 def _gives(other: Node, node: Node) -> bool:
     """Tell whether ``other`` has every output of ``node`` that is read."""
     for index, value in enumerate(node.outputs):
-        if value.uses() and (index >= len(other.outputs) or not other.outputs[index].name):
+        if use_count(value) and (index >= len(other.outputs) or not other.outputs[index].name):
             return False
     return True
 

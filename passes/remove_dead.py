@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphopt.analysis import Shapes
-from graphopt.ir import Model, Node, Value, graphs
+from graphopt.ir import Model, Node, graphs
+from graphopt.ir.query import is_read
 from graphopt.pipeline import Changes, Pass, PassContext
 
 
@@ -36,14 +37,10 @@ class RemoveDead(Pass):
                     ctx.edit.erase(node)
                     changes["nodes removed"] += 1
         for value in [value for graph in graphs(model) for value in graph.initializers.values()]:
-            if not _is_read(value) and not value.is_graph_input() and ctx.edit.erase_constant(value):
+            if not is_read(value) and not value.is_graph_input() and ctx.edit.erase_constant(value):
                 changes["initializers removed"] += 1
         return changes
 
 
 def _is_dead(node: Node) -> bool:
-    return not any(_is_read(value) for value in node.outputs)
-
-
-def _is_read(value: Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
+    return not any(is_read(value) for value in node.outputs)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from graphopt.ir import Model, Node, Value, nodes, subgraphs
 from graphopt.ir.infer import Known, infer_nodes
-from graphopt.ir.query import is_constant, scalar, tensor_of
+from graphopt.ir.query import is_constant, scalar, tensor_of, use_count
 from graphopt.ir.tensors import SparseInitializer, UnresolvedTensor
 
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -80,7 +80,7 @@ class ConstantCone:
                     total += shares[value]
             self.budget[node] = total
             for value in node.outputs:
-                shares[value] = total / max(len(value.uses()), 1)
+                shares[value] = total / max(use_count(value), 1)
 
     def nbytes(self, node: Node) -> int | None:
         """Return how many bytes the outputs of ``node`` take at most, ``None`` when that cannot be told."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from graphopt.ir import Dim, Node, Value, attr, constant, constant_size, is_constant, rank_of
 from graphopt.ir.facts import axes_of, pads_of, slice_ranges, static_dims
-from graphopt.ir.query import ints, scalar
+from graphopt.ir.query import ints, scalar, use_count
 
 Perm = tuple[int, ...]
 
@@ -143,7 +143,7 @@ def _is_unchanged(value: Value, perm: Perm) -> bool:
 def _constant_kept(value: Value, perm: Perm) -> np.ndarray[Any, Any] | None:
     """Return a constant in the layout ``perm``, or ``None`` when that would copy a large one that others read too."""
     size, rank = constant_size(value) or 0, rank_of(value)
-    if rank is None or rank > len(perm) or (size > COPY_LIMIT and len(value.uses()) > 1):
+    if rank is None or rank > len(perm) or (size > COPY_LIMIT and use_count(value) > 1):
         return None
     array = constant(value)
     if array is None or array.dtype.kind in "OSU":

@@ -9,7 +9,7 @@ import numpy as np
 
 from graphopt.ir import Node, Value, attr, constant, is_constant, rank_of, static_shape
 from graphopt.ir.facts import axes_of, is_filled, keeps_shape, same_dims, static_dims, whole_slice
-from graphopt.ir.query import ints, scalar
+from graphopt.ir.query import ints, is_read, scalar
 
 Rule = Callable[[Node, int], Value | None]
 """Takes a node and the opset; returns the input that the node's first output equals, or ``None``."""
@@ -37,7 +37,7 @@ def _of_one(node: Node, version: int) -> Value | None:
 
 
 def _dropout(node: Node, version: int) -> Value | None:
-    if len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
+    if len(node.outputs) > 1 and (is_read(node.outputs[1])):
         return None
     if version < 7 and not attr(node, "is_test", 0):
         return None

@@ -61,10 +61,14 @@ def _merged(inferred: tuple[Dim, ...] | None, declared: tuple[Dim, ...] | None) 
     """Return what an output's shape is: what was inferred, and the declared names where nothing was."""
     if inferred is None or declared is None or len(inferred) != len(declared):
         return declared if inferred is None else inferred
-    return tuple(
-        b if a is None or (isinstance(a, str) and isinstance(b, str)) else a
-        for a, b in zip(inferred, declared, strict=True)
-    )
+    return tuple(_merged_dim(a, b) for a, b in zip(inferred, declared, strict=True))
+
+
+def _merged_dim(inferred: Dim, declared: Dim) -> Dim:
+    if isinstance(inferred, int) or declared is None:
+        return inferred
+    named = isinstance(inferred, str) and not inferred.startswith(INVENTED)
+    return inferred if named and isinstance(declared, int) else declared
 
 
 def _compare_output(

@@ -17,7 +17,7 @@ import onnx_ir
 from graphopt.errors import PassError
 from graphopt.ir.build import Attribute, as_attr, as_tensor
 from graphopt.ir.inline import instantiate
-from graphopt.ir.query import Dim, around, graphs, place, subgraphs
+from graphopt.ir.query import Dim, around, graphs, is_read, place, subgraphs
 
 
 def operator_key(node: onnx_ir.Node) -> str:
@@ -343,7 +343,7 @@ class Editor:
 
     def erase(self, node: onnx_ir.Node) -> None:
         """Remove a node that nobody reads. Raises PassError when a use is left."""
-        if any(value.uses() or value.is_graph_output() for value in node.outputs):
+        if any(is_read(value) for value in node.outputs):
             raise PassError("this node is still read", where=place(node), context=around(node))
         users = [value.producer() for value in node.inputs if value is not None]
         self._forget(node)
@@ -367,7 +367,7 @@ class Editor:
         stack, erased = [node], False
         while stack:
             dead = stack.pop()
-            if dead.graph is None or any(value.uses() or value.is_graph_output() for value in dead.outputs):
+            if dead.graph is None or any(is_read(value) for value in dead.outputs):
                 continue
             stack.extend(p for value in _reads(dead) if (p := value.producer()) is not None)
             constants = [value for value in _reads(dead) if value.is_initializer()]
@@ -380,7 +380,7 @@ class Editor:
     def erase_constant(self, value: onnx_ir.Value) -> bool:
         """Remove an initializer that nobody reads; returns whether it did."""
         graph = value.graph
-        if value.uses() or value.is_graph_output() or value.is_graph_input() or graph is None or value.name is None:
+        if is_read(value) or value.is_graph_input() or graph is None or value.name is None:
             return False
         if graph.initializers.pop(value.name, None) is None:
             return False

@@ -76,8 +76,13 @@ def _renamed(node: onnx_ir.Node, names: dict[onnx_ir.Value, str]) -> onnx.NodePr
 
 def write_attribute(attribute: onnx_ir.Attr, node: onnx.NodeProto) -> None:
     """Append an attribute to a node's protobuf, sparse tensors included, which onnx-ir does not know."""
-    kinds = onnx_ir.AttributeType
-    if attribute.is_ref():
+    kinds, kind = onnx_ir.AttributeType, attribute.type
+    # Nearly every attribute is one of these two, and onnx-ir's general way takes ten times as long.
+    if kind == kinds.INTS and not attribute.is_ref():
+        node.attribute.add(name=attribute.name, type=kind.value, ints=attribute.value)
+    elif kind == kinds.INT and not attribute.is_ref():
+        node.attribute.add(name=attribute.name, type=kind.value, i=attribute.value)
+    elif attribute.is_ref():
         onnx_ir.serde.serialize_reference_attribute_into(node.attribute.add(), attribute)
     elif attribute.type in (kinds.SPARSE_TENSOR, kinds.SPARSE_TENSORS):
         proto = node.attribute.add(name=attribute.name, type=int(attribute.type.value))

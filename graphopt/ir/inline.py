@@ -49,6 +49,27 @@ def all_nodes(body: Iterable[onnx_ir.Node]) -> list[onnx_ir.Node]:
     return found
 
 
+def expanded_sizes(model: onnx_ir.Model) -> dict[Identifier, int | None]:
+    """Return how many nodes each function has with all calls inlined, ``None`` for one that calls itself."""
+    called = call_graph(model)
+    sizes: dict[Identifier, int | None] = {}
+    open_calls: set[Identifier] = set()
+    stack = [(key, False) for key in called]
+    while stack:
+        key, done = stack.pop()
+        if done:
+            open_calls.discard(key)
+            inner = [sizes.get(callee) for callee in called[key]]
+            known = [size for size in inner if size is not None]
+            own = len(all_nodes(model.functions[key])) - len(inner)
+            sizes[key] = own + sum(known) if len(known) == len(inner) else None
+        elif key not in sizes and key not in open_calls:
+            open_calls.add(key)
+            stack.append((key, True))
+            stack.extend((callee, False) for callee in called[key])
+    return sizes
+
+
 class _Copier:
     def __init__(
         self,

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir
 
 from graphopt.ir.edit import Editor
-from graphopt.ir.query import attr, constant, rank_of, sole_use, tensor_of
+from graphopt.ir.query import attr, constant, rank_of, sole_use, tensor_of, use_count
 
 Array = np.ndarray[Any, Any]
 _FLOATS = (
@@ -138,7 +138,7 @@ def is_overridable(node: onnx_ir.Node | None) -> bool:
 
 def is_shared(value: onnx_ir.Value | None) -> bool:
     """Tell whether a constant has other readers, so that changing it for one layer means a copy."""
-    return value is not None and (len(value.uses()) > 1 or value.is_graph_output())
+    return value is not None and (use_count(value) > 1 or value.is_graph_output())
 
 
 def rescaled(layer: Linear, scale: Array, shift: Array) -> tuple[Array | None, Array | None] | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir
 
-from graphopt.ir.query import rank_of, tensor_of
+from graphopt.ir.query import rank_of, tensor_of, use_count
 
 _COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
 _EPSILON = {
@@ -113,7 +113,7 @@ def ahead(node: onnx_ir.Node, steps: int) -> Iterator[onnx_ir.Node]:
     """Yield ``node`` and the nodes that read its results within so many steps, nearest first: candidates for a root."""
     seen, front = {node: None}, [node]
     for _ in range(steps):
-        front = [use.node for item in front for value in item.outputs if len(value.uses()) <= 4 for use in value.uses()]
+        front = [use.node for item in front for value in item.outputs if use_count(value) <= 4 for use in value.uses()]
         seen.update(dict.fromkeys(front))
     yield from seen
 

@@ -160,12 +160,26 @@ def same_shape(a: onnx_ir.Value | None, b: onnx_ir.Value | None) -> bool:
     return left is not None and left == right and None not in left
 
 
+def use_count(value: onnx_ir.Value) -> int:
+    """Return how many inputs read ``value``; constant time, where ``len(value.uses())`` copies them all."""
+    return len(value._uses)
+
+
+def is_used_by(value: onnx_ir.Value, node: onnx_ir.Node, index: int) -> bool:
+    """Tell whether ``value`` knows that input ``index`` of ``node`` reads it; constant time."""
+    return (node, index) in value._uses
+
+
+def is_read(value: onnx_ir.Value) -> bool:
+    """Tell whether a node or a graph output reads ``value``; constant time."""
+    return bool(value._uses) or value.is_graph_output()
+
+
 def sole_use(value: onnx_ir.Value) -> onnx_ir.Node | None:
     """Return the only node that reads ``value``, provided it reads it once and ``value`` is no graph output."""
-    uses = value.uses()
-    if len(uses) != 1 or value.is_graph_output():
+    if use_count(value) != 1 or value.is_graph_output():
         return None
-    return next(iter(uses)).node
+    return next(iter(value.uses())).node
 
 
 def describe(node: onnx_ir.Node) -> str:

@@ -13,9 +13,8 @@ import onnx
 class Schema:
     """The signature of an operator at one version: counts of inputs and outputs, attributes, and since when.
 
-    ``required`` are attributes that must be there, ``types`` the protobuf type of each, ``defaults`` their default
-    values where there is one, ``needed`` the positions of inputs that must be there, and ``dtypes`` the types that each
-    input may have, as protobuf names such as ``tensor(float)``.
+    ``required`` are attributes that must be there, ``types`` the protobuf type of each, ``needed`` the positions of
+    inputs that must be there.
     """
 
     since: int
@@ -26,9 +25,7 @@ class Schema:
     max_outputs: int
     required: tuple[str, ...]
     types: dict[str, int]
-    defaults: dict[str, Any]
     needed: frozenset[int]
-    dtypes: tuple[frozenset[str], ...]
 
 
 @lru_cache(maxsize=4096)
@@ -39,7 +36,6 @@ def schema(domain: str, operator: str, version: int) -> Schema | None:
     except onnx.defs.SchemaError:
         return None
     single = onnx.defs.OpSchema.FormalParameterOption.Single
-    constraints = {item.type_param_str: frozenset(item.allowed_type_strs) for item in found.type_constraints}
     return Schema(
         found.since_version,
         found.deprecated,
@@ -49,14 +45,27 @@ def schema(domain: str, operator: str, version: int) -> Schema | None:
         found.max_output,
         tuple(name for name, attribute in found.attributes.items() if attribute.required),
         {name: cast("Any", attribute.type).value for name, attribute in found.attributes.items()},
-        {
-            name: onnx.helper.get_attribute_value(attribute.default_value)
-            for name, attribute in found.attributes.items()
-            if attribute.default_value.name
-        },
         frozenset(index for index, formal in enumerate(found.inputs) if formal.option == single),
-        tuple(constraints.get(formal.type_str, frozenset({formal.type_str})) for formal in found.inputs),
     )
+
+
+@lru_cache(maxsize=1024)
+def defaults(operator: str, version: int) -> dict[str, Any]:
+    """Return the default values of the attributes of one of ONNX's own operators that have one."""
+    found = onnx.defs.get_schema(operator, version)
+    return {
+        name: onnx.helper.get_attribute_value(attribute.default_value)
+        for name, attribute in found.attributes.items()
+        if attribute.default_value.name
+    }
+
+
+@lru_cache(maxsize=1024)
+def input_types(operator: str, version: int) -> tuple[frozenset[str], ...]:
+    """Return the types that each input of one of ONNX's own operators may have, such as ``tensor(float)``."""
+    found = onnx.defs.get_schema(operator, version)
+    constraints = {item.type_param_str: frozenset(item.allowed_type_strs) for item in found.type_constraints}
+    return tuple(constraints.get(formal.type_str, frozenset({formal.type_str})) for formal in found.inputs)
 
 
 def latest_opset() -> int:

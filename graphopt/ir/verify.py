@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir
 
 from graphopt.errors import VerifyError
-from graphopt.ir.query import around, graphs, place, subgraphs
+from graphopt.ir.query import around, graphs, is_read, is_used_by, place, subgraphs
 from graphopt.ir.schema import schema
 
 NodeCheck = Callable[[onnx_ir.Node, onnx_ir.Model], str | None]
@@ -41,14 +41,14 @@ def _outputs_belong(node: onnx_ir.Node, model: onnx_ir.Model) -> str | None:
 
 def _uses_agree(node: onnx_ir.Node, model: onnx_ir.Model) -> str | None:
     for index, value in enumerate(node.inputs):
-        if value is not None and (node, index) not in value.uses():
+        if value is not None and not is_used_by(value, node, index):
             return f"it reads {value.name!r}, which does not know of that use"
     return None
 
 
 def _outputs_named(node: onnx_ir.Node, model: onnx_ir.Model) -> str | None:
     for value in node.outputs:
-        if value.name is None or (value.name == "" and (value.uses() or value.is_graph_output())):
+        if value.name is None or (value.name == "" and is_read(value)):
             return "it has an output that is read but has no name"
     return None
 

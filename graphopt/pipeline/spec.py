@@ -160,7 +160,7 @@ def make(name: str, options: dict[str, Any]) -> Pass:
     """Build a pass from its name and options, converting each to the option's type. Raises UsageError."""
     kind = lookup(name)
     fields = {item.name: item for item in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind) if options else {}
     values: dict[str, Any] = {}
     for key, value in options.items():
         if key not in fields and kind.free_options is not None:
