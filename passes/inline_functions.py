@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphopt.ir import AttributeType, Function, Model, Node, nodes
-from graphopt.ir.inline import Identifier, all_nodes, call_graph, calls
+from graphopt.ir.inline import all_nodes, call_graph, calls, expanded_sizes
 from graphopt.pipeline import Changes, Pass, PassContext, option
 
 GRAPHS = (AttributeType.GRAPH, AttributeType.GRAPHS)
@@ -40,7 +40,7 @@ class InlineFunctions(Pass):
         changes = Changes()
         if not model.functions:
             return changes
-        sizes = _expanded_sizes(model)
+        sizes = expanded_sizes(model)
         waiting = [node for node in nodes(model) if node.op_identifier() in model.functions]
         while waiting:
             call = waiting.pop()
@@ -81,27 +81,6 @@ def _import_domains(function: Function, model: Model, ctx: PassContext) -> None:
     for domain in _domains(function, model):
         if domain not in model.opset_imports and domain in function.opset_imports:
             ctx.edit.set_opset(function.opset_imports[domain], domain)
-
-
-def _expanded_sizes(model: Model) -> dict[Identifier, int | None]:
-    """Return how many nodes each function has with all calls inlined, ``None`` for one that calls itself."""
-    called = call_graph(model)
-    sizes: dict[Identifier, int | None] = {}
-    open_calls: set[Identifier] = set()
-    stack = [(key, False) for key in called]
-    while stack:
-        key, done = stack.pop()
-        if done:
-            open_calls.discard(key)
-            inner = [sizes.get(callee) for callee in called[key]]
-            known = [size for size in inner if size is not None]
-            own = len(all_nodes(model.functions[key])) - len(inner)
-            sizes[key] = own + sum(known) if len(known) == len(inner) else None
-        elif key not in sizes and key not in open_calls:
-            open_calls.add(key)
-            stack.append((key, True))
-            stack.extend((callee, False) for callee in called[key])
-    return sizes
 
 
 def _drop_unused(model: Model, ctx: PassContext, changes: Changes) -> None:

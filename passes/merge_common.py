@@ -58,7 +58,8 @@ def _merge(graph: Graph, outer: Scope, model: Model, ctx: PassContext, changes: 
             continue
         key = _key(node)
         twin = _twin(node, key, scope)
-        if twin is None:
+        # A graph output keeps its name, which an Identity would have to give it.
+        if twin is None or any(value.is_graph_output() for value in node.outputs):
             seen.setdefault(key, []).append(node)
         elif ctx.may_rewrite(node, f"use the equal node {twin.name}") and _replace(node, twin, ctx):
             changes["nodes merged"] += 1
@@ -66,10 +67,7 @@ def _merge(graph: Graph, outer: Scope, model: Model, ctx: PassContext, changes: 
 
 def _may_merge(node: Node, model: Model) -> bool:
     known = node.domain == "" and node.op_identifier() not in model.functions and bool(node.inputs)
-    if not known or not is_deterministic(node):
-        return False
-    # A graph output keeps its name, which an Identity would have to give it.
-    return not any(value.is_graph_output() for value in node.outputs)
+    return known and is_deterministic(node)
 
 
 def _key(node: Node) -> Key:

@@ -300,3 +300,29 @@ def test_the_evaluator_is_not_asked_when_there_is_nothing_to_fold():
     with mock.patch.object(driver, "evaluate") as asked:
         optimized(model_of("g (float x) => (float y) { y = Neg(x) }"), "fold-constants")
     asked.assert_not_called()
+
+
+VECTORS = {
+    "direct": "t = ConstantOfShape(n)",
+    "computed": "m = Mul(k, k) t = ConstantOfShape(m)",
+    "range": "t = Range(zero, f, step)",
+    "reshaped": "u = Expand(one, s) t = Reshape(u, all)",
+}
+
+
+@pytest.mark.parametrize("body", VECTORS.values(), ids=VECTORS.keys())
+def test_a_long_vector_drowns_neither_inference_nor_folding(body, runs):
+    sizes = {
+        "n": np.array([1 << 40]),
+        "k": np.array([1 << 20]),
+        "s": np.array([1 << 20, 1 << 20]),
+        "all": np.array([-1]),
+    }
+    scalars = {"f": np.float32(1e12), "zero": np.float32(0), "step": np.float32(1), "one": np.ones((1, 1), np.float32)}
+    before = model_of(
+        f"g (float x) => (float[a] y) {{ {body} y = Add(x, t) }}",
+        weights={name: np.array(size) for name, size in sizes.items()} | scalars,
+    )
+    after, result = optimized(before, "fold-constants,fold-shapes")
+    assert "FOLD001" in codes(result)
+    assert operators(after)["Add"] == 1
