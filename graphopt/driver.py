@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,19 +104,22 @@ def optimize(
         sink.add(diagnostic)
     # The importer has verified what it loaded; a model that was handed over may be anything.
     checks: list[Instrument] = [Verify(at_start=loaded is model)] if verify else []
-    run = run_pipeline(
-        loaded,
-        chosen,
-        evaluate,
-        surgeon=_run_surgeon,
-        instruments=[InputCheck(), *checks, *instruments],
-        diagnostics=sink,
-        target=target,
-        seed=seed,
-        stop_after=stop_after,
-        fuel=dict(fuel or {}),
-    )
-    digest = None if path is None and report_file is None else sha256_of(model)
+    with ThreadPoolExecutor(1) as pool:  # hashing releases the interpreter, and large files take a while
+        wanted = path is not None or report_file is not None
+        hashing = pool.submit(sha256_of, model) if wanted else None
+        run = run_pipeline(
+            loaded,
+            chosen,
+            evaluate,
+            surgeon=_run_surgeon,
+            instruments=[InputCheck(), *checks, *instruments],
+            diagnostics=sink,
+            target=target,
+            seed=seed,
+            stop_after=stop_after,
+            fuel=dict(fuel or {}),
+        )
+        digest = None if hashing is None else hashing.result()
     if path is not None:
         io.save(loaded, path, provenance=_provenance(chosen, digest))
     result = Result(loaded, run, path, sink, str(model) if isinstance(model, str | Path) else None, digest)

@@ -16,7 +16,7 @@ from graphopt.ir.query import attr
 Found = Sequence[Expr | None] | None
 Rule = Callable[[Node, SizeFacts], Found]
 
-NO_END = 1 << 31
+NO_END = (1 << 31) - 1
 """Ends of slices from here on mean the end of the axis: exporters write the largest int32 or int64."""
 
 
@@ -146,7 +146,10 @@ def _concat(node: Node, facts: SizeFacts) -> Found:
     for place, sizes in enumerate(zip(*known, strict=True)):
         # Sizes beside the axis are equal in any model that runs: a known one speaks for all.
         found[place] = next((size for size in sizes if size.value is not None), sizes[0])
-    found[axis] = sum((shape[axis] for shape in known[1:]), start=known[0][axis])
+    total = known[0][axis]
+    for shape in known[1:]:
+        total = total + shape[axis]
+    found[axis] = total
     return found
 
 

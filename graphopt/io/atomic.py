@@ -34,10 +34,8 @@ class StagedFiles:
         return handle
 
     def commit(self) -> None:
-        """Make all files durable and give them their names, in the order opened. On failure the old files are back."""
+        """Finish all files and give them their names, in the order opened. On failure the old files are back."""
         for handle, _, _ in self._pending:
-            handle.flush()
-            os.fsync(handle.fileno())
             handle.close()
         with ExitStack() as undo:
             for _, temporary, target in self._pending[:-1]:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
+import onnx
 import onnx_ir
 
+from graphopt.ir.tensors import size_of
+
+NESTING = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+"""The operators of ONNX's own domain that hold graphs."""
 _GRAPH, _GRAPHS = onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS
 
 Dim = int | str | None
@@ -26,6 +32,8 @@ def graphs(model: onnx_ir.Model) -> Iterator[onnx_ir.Graph]:
 
 def subgraphs(node: onnx_ir.Node) -> list[onnx_ir.Graph]:
     """Return the graphs that ``node`` holds as attributes (branches of If, bodies of Loop and Scan)."""
+    if not _may_nest(node.domain, node.op_type):
+        return []
     found: list[onnx_ir.Graph] = []
     # ``data`` is the plain dict inside; this runs for every node of every walk.
     for attribute in node.attributes.data.values():
@@ -35,6 +43,12 @@ def subgraphs(node: onnx_ir.Node) -> list[onnx_ir.Graph]:
         elif kind is _GRAPHS and not attribute.is_ref():
             found.extend(attribute.as_graphs())
     return found
+
+
+@lru_cache(maxsize=4096)
+def _may_nest(domain: str, operator: str) -> bool:
+    """Tell whether an operator may hold graphs: those of ONNX that do, and all that ONNX does not know."""
+    return domain != "" or operator in NESTING or not onnx.defs.has(operator)
 
 
 def nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
@@ -112,13 +126,13 @@ def constant(value: onnx_ir.Value | None) -> np.ndarray[Any, Any] | None:
 def constant_size(value: onnx_ir.Value | None) -> int | None:
     """Return the number of elements of a constant without touching its data, or ``None``."""
     tensor = tensor_of(value)
-    return None if tensor is None else tensor.size
+    return None if tensor is None else size_of(tensor)
 
 
 def scalar(value: onnx_ir.Value | None) -> Any:
     """Return the single element of a one-element constant as a Python number, or ``None``."""
     tensor = tensor_of(value)
-    if tensor is None or tensor.size != 1:
+    if tensor is None or size_of(tensor) != 1:
         return None
     return tensor.numpy().reshape(-1)[0].item()
 

@@ -36,6 +36,7 @@ def schema(domain: str, operator: str, version: int) -> Schema | None:
     except onnx.defs.SchemaError:
         return None
     single = onnx.defs.OpSchema.FormalParameterOption.Single
+    attributes = found.attributes  # each look copies all of them out of the library
     return Schema(
         found.since_version,
         found.deprecated,
@@ -43,8 +44,8 @@ def schema(domain: str, operator: str, version: int) -> Schema | None:
         found.max_input,
         found.min_output,
         found.max_output,
-        tuple(name for name, attribute in found.attributes.items() if attribute.required),
-        {name: cast("Any", attribute.type).value for name, attribute in found.attributes.items()},
+        tuple(name for name, attribute in attributes.items() if attribute.required),
+        {name: cast("Any", attribute.type).value for name, attribute in attributes.items()},
         frozenset(index for index, formal in enumerate(found.inputs) if formal.option == single),
     )
 

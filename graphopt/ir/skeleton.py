@@ -9,6 +9,7 @@ import onnx_ir
 
 from graphopt.ir.extract import write_attribute
 from graphopt.ir.query import tensor_of
+from graphopt.ir.tensors import dims_of, size_of
 
 LIGHT_ELEMENTS = 1024
 """Integer constants up to this many elements keep their data: shapes, axes and sizes are never longer."""
@@ -21,7 +22,9 @@ _KINDS = onnx_ir.AttributeType
 def is_light(tensor: onnx_ir.TensorProtocol) -> bool:
     """Tell whether inference may want to know the data of ``tensor``."""
     dtype = tensor.dtype
-    return dtype != onnx_ir.DataType.STRING and tensor.size <= (LIGHT_ELEMENTS if dtype in _INTEGERS else LIGHT_FLOATS)
+    return dtype != onnx_ir.DataType.STRING and size_of(tensor) <= (
+        LIGHT_ELEMENTS if dtype in _INTEGERS else LIGHT_FLOATS
+    )
 
 
 class Skeleton:
@@ -98,7 +101,7 @@ class Skeleton:
     def tensor(self, tensor: onnx_ir.TensorProtocol, proto: onnx.TensorProto) -> None:
         """Write dtype and shape of a constant, and its data when that is light."""
         proto.data_type = tensor.dtype.value
-        proto.dims.extend(tensor.shape.numpy())
+        proto.dims.extend(dims_of(tensor))
         if is_light(tensor):
             proto.raw_data = tensor.tobytes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -58,6 +59,16 @@ class ProtoTensor(TensorProtoTensor):
     def shape(self) -> ir.Shape:  # type: ignore[override]
         """The dimensions."""
         return self._shape
+
+
+def size_of(tensor: ir.TensorProtocol) -> int:
+    """Return the number of elements; ``tensor.size`` builds a shape first."""
+    return math.prod(tensor.raw.dims) if isinstance(tensor, TensorProtoTensor) else tensor.size
+
+
+def dims_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """Return the dimensions; ``tensor.shape`` of a tensor in a protobuf builds a shape first."""
+    return tuple(tensor.raw.dims) if isinstance(tensor, TensorProtoTensor) else tuple(tensor.shape.numpy())
 
 
 def light(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

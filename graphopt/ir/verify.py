@@ -15,6 +15,7 @@ import onnx_ir
 from graphopt.errors import VerifyError
 from graphopt.ir.query import around, graphs, is_read, is_used_by, place, subgraphs
 from graphopt.ir.schema import schema
+from graphopt.ir.tensors import dims_of
 
 NodeCheck = Callable[[onnx_ir.Node, onnx_ir.Model], str | None]
 
@@ -93,7 +94,7 @@ def _tensors_agree(node: onnx_ir.Node, model: onnx_ir.Model) -> str | None:
         if value.dtype is not None and value.dtype != tensor.dtype:
             return f"initializer {value.name!r} is declared {value.dtype.name} and holds {tensor.dtype.name}"
         dims = None if value.shape is None else value.shape.dims
-        if dims is not None and all(isinstance(dim, int) for dim in dims) and tuple(dims) != tuple(tensor.shape.dims):
+        if dims is not None and all(isinstance(dim, int) for dim in dims) and tuple(dims) != dims_of(tensor):
             return f"initializer {value.name!r} is declared {list(dims)} and holds {list(tensor.shape.dims)}"
     return None
 

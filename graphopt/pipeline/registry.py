@@ -19,14 +19,20 @@ PACKAGE = "graphopt.passes"
 @cache
 def passes() -> dict[str, type[Pass]]:
     """Return every known pass by its name, in alphabetical order. Raises UsageError when two passes share a name."""
+    found = dict(_own())
+    for entry in entry_points(group=PACKAGE):
+        _add(found, entry.load())
+    return dict(sorted(found.items()))
+
+
+@cache
+def _own() -> dict[str, type[Pass]]:
     found: dict[str, type[Pass]] = {}
     package = importlib.import_module(PACKAGE)
     for info in pkgutil.iter_modules(package.__path__):
         for kind in _passes_in(importlib.import_module(f"{PACKAGE}.{info.name}")):
             _add(found, kind)
-    for entry in entry_points(group=PACKAGE):
-        _add(found, entry.load())
-    return dict(sorted(found.items()))
+    return found
 
 
 def _passes_in(module: ModuleType) -> list[type[Pass]]:
@@ -47,6 +53,9 @@ def _add(found: dict[str, type[Pass]], kind: type[Pass]) -> None:
 
 def lookup(name: str) -> type[Pass]:
     """Return the pass called ``name``. Raises UsageError with the nearest name when there is none."""
+    own = _own()
+    if name in own:  # plug-ins are looked for only when needed: that reads the metadata of every installed package
+        return own[name]
     known = passes()
     if name in known:
         return known[name]

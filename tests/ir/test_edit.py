@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.helpers import model_of, run
 
 from graphopt.errors import PassError
 from graphopt.ir import Editor, constant, verify
+from tests.helpers import model_of, run
 
 X = {"x": np.array([-1.0, 2.0], np.float32)}
 CHAIN = "g (float[2] x) => (float[2] y) { a = Relu(x) \n b = Neg(a) \n y = Exp(b) }"
