@@ -119,7 +119,7 @@ def test_a_rank_that_a_later_if_tests_is_followed_through_it():
     """As in silero's voice detector: the rank decides whether a dimension is added, and both ways lead to the LSTM."""
     follow = """q = Shape(z) rank = Size(q) two = Equal(rank, k) u = If(two) <
     then_branch = t () => (float[a,b,c] r) { r = Unsqueeze(z, zero) },
-    else_branch = e () => (float[a,b,c,d] r) { r = Unsqueeze(z, zero) }>
+    else_branch = e () => (float[a,b,c,d] r) { p = Unsqueeze(z, zero) r = Abs(p) }>
     y, hidden, cell = LSTM<hidden_size = 2>(u, w, w2)"""
     before = model_of(
         f"g (float[a,3,c] x) => (float[s,d,n,h] y) {{ {SQUEEZE} {follow} }}",
