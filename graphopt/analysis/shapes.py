@@ -33,7 +33,7 @@ class Shapes:
     @classmethod
     def compute(cls, model: Model, manager: AnalysisManager) -> Self:
         """Infer, and write dtype and shape to the values; a declared output shape that is wrong is reported."""
-        known, contradiction = infer(model)
+        known, contradiction = infer(model, written=manager.editor.written)
         if manager.editor.revision:
             _forget_stale(model, known, manager.editor)
         outputs = set(model.graph.outputs)

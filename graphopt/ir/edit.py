@@ -18,6 +18,7 @@ from graphopt.errors import PassError
 from graphopt.ir.build import Attribute, as_attr, as_tensor
 from graphopt.ir.inline import instantiate
 from graphopt.ir.query import Dim, around, graphs, is_read, place, subgraphs
+from graphopt.ir.skeleton import Written
 
 
 def operator_key(node: onnx_ir.Node) -> str:
@@ -32,6 +33,7 @@ class Editor:
         self.model = model
         self.revision = 0
         self.touched: dict[onnx_ir.Node, None] = {}
+        self.written = Written()
         self._rebuild()
 
     def _rebuild(self) -> None:
@@ -59,6 +61,7 @@ class Editor:
         for node in touched:
             if node is not None:
                 self.touched[node] = None
+                self.written.nodes.pop(node, None)
 
     # -- looking things up ------------------------------------------------------------------------------------------
 
@@ -353,6 +356,7 @@ class Editor:
     def _forget(self, node: onnx_ir.Node) -> None:
         self._index[operator_key(node)].pop(node, None)
         self.touched.pop(node, None)
+        self.written.nodes.pop(node, None)
         for graph in subgraphs(node):
             self._owner.pop(graph, None)
             graph.outputs.clear()

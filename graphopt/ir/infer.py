@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
 import onnx
 import onnx_ir
 
 from graphopt.ir.flood import must_not_propagate
 from graphopt.ir.query import Dim
-from graphopt.ir.skeleton import Skeleton
+from graphopt.ir.skeleton import Skeleton, Written
 
 Known = tuple[onnx_ir.DataType | None, tuple[Dim, ...] | None]
 """What is known of a value: its dtype and its shape."""
 
 
 def infer(
-    model: onnx_ir.Model, sizes: Callable[[str | None], int] | None = None
+    model: onnx_ir.Model, sizes: Callable[[str | None], int] | None = None, written: Written | None = None
 ) -> tuple[dict[onnx_ir.Value, Known], str]:
     """Infer dtype and shape of the values in the main graph and the graphs nested in it.
 
     Declared types of intermediate values and outputs are not believed, except behind operators that ONNX does not
     define, calls of functions among them: ONNX's library would expand calls within calls, however often. ``sizes``
     gives the dimensions of inputs that are no numbers one, by name. Returns what is known of each value, and the first
-    contradiction found, empty when there is none.
+    contradiction found, empty when there is none. ``written`` keeps for the next time what was written this time.
     """
-    skeleton = Skeleton(model)
+    skeleton = Skeleton(model, written)
     proto = skeleton.proto
     skeleton.graph(model.graph, proto.graph)
     if sizes is not None:
@@ -84,7 +85,7 @@ def _collect(
     for info in _infos(graph):
         value = table.get(info.name)
         if value is not None:
-            known[value] = _known(info)
+            known[value] = _known(info.type.SerializeToString())
     for attribute in (attribute for node in graph.node for attribute in node.attribute) if nested else ():
         if attribute.type == onnx.AttributeProto.GRAPH:
             _collect(attribute.g, table, known, nested=True)
@@ -99,10 +100,13 @@ def _infos(graph: onnx.GraphProto) -> Iterable[onnx.ValueInfoProto]:
     yield from graph.output
 
 
-def _known(info: onnx.ValueInfoProto) -> Known:
-    if not info.type.HasField("tensor_type"):
+@lru_cache(maxsize=1 << 15)
+def _known(serialized: bytes) -> Known:
+    """Read a type; most values of a model have one of a few."""
+    proto = onnx.TypeProto.FromString(serialized)
+    if not proto.HasField("tensor_type"):
         return None, None
-    tensor = info.type.tensor_type
+    tensor = proto.tensor_type
     dtype = onnx_ir.DataType(tensor.elem_type) if tensor.elem_type else None
     if not tensor.HasField("shape"):
         return dtype, None

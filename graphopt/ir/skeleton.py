@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import onnx
 import onnx_ir
 
 from graphopt.ir.extract import write_attribute
-from graphopt.ir.query import tensor_of
+from graphopt.ir.query import subgraphs, tensor_of
 from graphopt.ir.tensors import dims_of, size_of
 
 LIGHT_ELEMENTS = 1024
@@ -27,16 +28,29 @@ def is_light(tensor: onnx_ir.TensorProtocol) -> bool:
     )
 
 
+@dataclass
+class Written:
+    """What was written of a model, to be used again: names of values and protobufs of nodes without nested graphs.
+
+    Whoever changes a node has to take it out of ``nodes``.
+    """
+
+    names: dict[onnx_ir.Value, str] = field(default_factory=dict)
+    nodes: dict[onnx_ir.Node, onnx.NodeProto] = field(default_factory=dict)
+    tensors: dict[onnx_ir.TensorProtocol, onnx.TensorProto] = field(default_factory=dict)
+
+
 class Skeleton:
     """Writes graphs into protobufs with plain names of its own: branches may share names, and names may be anything.
 
     ``nested`` tells whether a nested graph was written, ``table`` gives the value behind each name.
     """
 
-    def __init__(self, model: onnx_ir.Model):
+    def __init__(self, model: onnx_ir.Model, written: Written | None = None):
         self.model = model
         self.nested = False
-        self._names: dict[onnx_ir.Value, str] = {}
+        self._written = written if written is not None else Written()
+        self._names = self._written.names
         self.proto = onnx.ModelProto(ir_version=max(model.ir_version, 4))
         self.proto.graph.name = "g"
         for domain, version in sorted(model.opset_imports.items()):
@@ -70,12 +84,18 @@ class Skeleton:
 
     def node(self, node: onnx_ir.Node, proto: onnx.GraphProto) -> None:
         """Write a node; the declared types of its outputs only where ONNX does not define the operator."""
+        known = self._written.nodes.get(node)
+        if known is not None:
+            proto.node.append(known)
+            return
         written = proto.node.add(op_type=node.op_type)
         written.input.extend(["" if value is None else self.name(value) for value in node.inputs])
         written.output.extend([self.name(value) if value.name else "" for value in node.outputs])
         for attribute in node.attributes.data.values():
             self._attribute(attribute, written)
         if not node.domain:
+            if not subgraphs(node):
+                self._written.nodes[node] = written
             return
         written.domain, written.overload = node.domain, node.overload
         for value in node.outputs:
@@ -100,6 +120,15 @@ class Skeleton:
 
     def tensor(self, tensor: onnx_ir.TensorProtocol, proto: onnx.TensorProto) -> None:
         """Write dtype and shape of a constant, and its data when that is light."""
+        known = self._written.tensors.get(tensor)
+        if known is not None:
+            proto.MergeFrom(known)
+            return
+        self._written.tensors[tensor] = bare = onnx.TensorProto()
+        self._fill(tensor, bare)
+        proto.MergeFrom(bare)
+
+    def _fill(self, tensor: onnx_ir.TensorProtocol, proto: onnx.TensorProto) -> None:
         proto.data_type = tensor.dtype.value
         proto.dims.extend(dims_of(tensor))
         if is_light(tensor):
