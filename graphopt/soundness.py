@@ -9,23 +9,45 @@ from graphopt.ir import opset
 from graphopt.ir.infer import infer
 from graphopt.ir.schema import schema
 from graphopt.numeric import session_of
-from graphopt.pipeline import Instrument, Run
+from graphopt.pipeline import Changes, Instrument, Pass, Run
 
 _RUNTIME_DOMAIN = "com.microsoft"
 
 
 class InputCheck(Instrument):
-    """Refuses an input that contradicts itself before any pass works on it, and remarks on operators nobody knows."""
+    """Refuses an input that contradicts itself, and remarks on operators nobody knows.
+
+    Types are inferred when a pass first asks for them: by then the model is smaller and no less contradictory.
+    """
+
+    def __init__(self) -> None:
+        self._can_run = True
+        self._done = False
 
     def start(self, run: Run) -> None:
-        """Look at the input. Raises ModelError when inference finds a contradiction and the runtime refuses it too."""
+        """Remark on unknown operators."""
         unknown = _unknown_operators(run)
+        self._can_run = not unknown
         for operator, count in unknown.items():
             text = f"{count} node{'s' if count > 1 else ''} of it pass through untouched: the operator is not known"
             run.ctx.diagnostics.add(Diagnostic(Severity.REMARK, "MODEL001", text, operator))
-        contradiction = run.ctx.get(Shapes).contradiction if run.spec.steps else infer(run.model)[1]
+
+    def after_pass(self, run: Run, item: Pass, changes: Changes) -> None:
+        """Look at what inference found, once. Raises ModelError when it is a contradiction the runtime refuses too."""
+        shapes = None if self._done else run.ctx.analyses.at_hand(Shapes)
+        if shapes is not None:
+            self._check(run, shapes.contradiction)
+
+    def finish(self, run: Run) -> None:
+        """Infer where no pass asked for it. Raises ModelError as above."""
+        if not self._done:
+            # Shapes puts right what the file declares wrongly, which a pipeline without passes must not do.
+            self._check(run, run.ctx.get(Shapes).contradiction if run.spec.steps else infer(run.model)[1])
+
+    def _check(self, run: Run, contradiction: str) -> None:
+        self._done = True
         if contradiction:
-            _ask_runtime(run, contradiction, can_run=not unknown)
+            _ask_runtime(run, contradiction, can_run=self._can_run)
 
 
 def _unknown_operators(run: Run) -> dict[str, int]:

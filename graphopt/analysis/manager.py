@@ -40,6 +40,10 @@ class AnalysisManager:
             self._cache[kind] = kind.compute(self.editor.model, self)
         return cast("A", self._cache[kind])
 
+    def at_hand(self, kind: type[A]) -> A | None:
+        """Return the analysis ``kind`` when it has been computed and is still right, else ``None``."""
+        return cast("A | None", self._cache.get(kind))
+
     def drop(self, preserved: Iterable[type[Any]] = ()) -> None:
         """Forget every analysis but the ``preserved`` ones."""
         kept = set(preserved)
