@@ -112,7 +112,7 @@ def optimize(
             chosen,
             evaluate,
             surgeon=_run_surgeon,
-            instruments=[InputCheck(), *checks, *instruments],
+            instruments=[InputCheck(None if isinstance(model, Model) else model), *checks, *instruments],
             diagnostics=sink,
             target=target,
             seed=seed,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from graphopt.analysis import Shapes
 from graphopt.diagnostics import Diagnostic, Severity
 from graphopt.errors import ModelError, TargetError
@@ -10,6 +12,7 @@ from graphopt.ir.infer import infer
 from graphopt.ir.schema import schema
 from graphopt.numeric import session_of
 from graphopt.pipeline import Changes, Instrument, Pass, Run
+from graphopt.runtime import Session
 
 _RUNTIME_DOMAIN = "com.microsoft"
 
@@ -17,10 +20,12 @@ _RUNTIME_DOMAIN = "com.microsoft"
 class InputCheck(Instrument):
     """Refuses an input that contradicts itself, and remarks on operators nobody knows.
 
-    Types are inferred when a pass first asks for them: by then the model is smaller and no less contradictory.
+    For a ``source`` that can be opened again, types are inferred when a pass first asks for them, by when the model is
+    smaller; the runtime is asked about the source, since a pass may have brought to light what nobody ever runs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: str | Path | bytes | None = None) -> None:
+        self._source = source
         self._can_run = True
         self._done = False
 
@@ -31,6 +36,8 @@ class InputCheck(Instrument):
         for operator, count in unknown.items():
             text = f"{count} node{'s' if count > 1 else ''} of it pass through untouched: the operator is not known"
             run.ctx.diagnostics.add(Diagnostic(Severity.REMARK, "MODEL001", text, operator))
+        if self._source is None:
+            self._look(run)
 
     def after_pass(self, run: Run, item: Pass, changes: Changes) -> None:
         """Look at what inference found, once. Raises ModelError when it is a contradiction the runtime refuses too."""
@@ -41,13 +48,16 @@ class InputCheck(Instrument):
     def finish(self, run: Run) -> None:
         """Infer where no pass asked for it. Raises ModelError as above."""
         if not self._done:
-            # Shapes puts right what the file declares wrongly, which a pipeline without passes must not do.
-            self._check(run, run.ctx.get(Shapes).contradiction if run.spec.steps else infer(run.model)[1])
+            self._look(run)
+
+    def _look(self, run: Run) -> None:
+        # Shapes puts right what the file declares wrongly, which a pipeline without passes must not do.
+        self._check(run, run.ctx.get(Shapes).contradiction if run.spec.steps else infer(run.model)[1])
 
     def _check(self, run: Run, contradiction: str) -> None:
         self._done = True
         if contradiction:
-            _ask_runtime(run, contradiction, can_run=self._can_run)
+            _ask_runtime(run, contradiction, self._source, can_run=self._can_run)
 
 
 def _unknown_operators(run: Run) -> dict[str, int]:
@@ -66,11 +76,11 @@ def _unknown_operators(run: Run) -> dict[str, int]:
     return found
 
 
-def _ask_runtime(run: Run, contradiction: str, *, can_run: bool) -> None:
+def _ask_runtime(run: Run, contradiction: str, source: str | Path | bytes | None, *, can_run: bool) -> None:
     reason = "the model has operators that the runtime does not know"
     if can_run:
         try:
-            session_of(run.model)
+            session_of(run.model) if source is None else Session(source, optimize=False)
             reason = "the runtime accepts it"
         except TargetError as error:
             reason = f"the runtime could not tell: {error.message}"

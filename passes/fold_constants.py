@@ -55,6 +55,7 @@ class FoldConstants(Pass):
     """
 
     name: ClassVar[str] = "fold-constants"
+    refines: ClassVar = (Shapes,)
     preserves: ClassVar = (Shapes,)
 
     max_growth: int = option(1 << 20, "bytes that a result may take beyond the constants it replaces", ge=0)
@@ -224,7 +225,7 @@ def _put(ctx: PassContext, value: Value, array: Array) -> None:
     readers = [output for use in value.uses() for output in use.node.outputs]
     ctx.edit.to_initializer(value, array)
     if array.dtype.kind in "iu" and array.size <= LIGHT_ELEMENTS and any(static_shape(out) is None for out in readers):
-        ctx.analyses.drop()
+        ctx.analyses.drop(refined=(Shapes,))
 
 
 def _too_large(size: int, limit: float) -> str:

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from graphopt.analysis import Shapes
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.analysis.size_facts import Elements
 from graphopt.analysis.size_rules import reaches_end, slice_parts
@@ -40,6 +41,7 @@ class FoldShapes(Pass):
     """
 
     name: ClassVar[str] = "fold-shapes"
+    refines: ClassVar = (Shapes,)
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
         """Follow sizes once, then rewrite what reads them, then what computes them."""

@@ -34,6 +34,7 @@ class InlineIf(Pass):
     """
 
     name: ClassVar[str] = "inline-if"
+    refines: ClassVar = (Shapes,)
 
     use_ranks: bool = option(True, "drop a branch that can only make a later operator fail")
 
@@ -45,9 +46,9 @@ class InlineIf(Pass):
             if decision is not None:
                 _inline(node, decision, ctx, changes)
         if changes:
-            ctx.analyses.drop()
+            ctx.analyses.drop(refined=(Shapes,))
         while self.use_ranks and self._by_rank(ctx, changes):
-            ctx.analyses.drop()
+            ctx.analyses.drop(refined=(Shapes,))
         return changes
 
     def _by_rank(self, ctx: PassContext, changes: Changes) -> bool:

@@ -38,7 +38,7 @@ class RemoveIdentities(Pass):
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
         """Ask of each node that may be one whether it passes an input on."""
-        ctx.get(Shapes)
+        ctx.get(Shapes, fresh=True)
         version, changes = opset(model), Changes()
         for node in ctx.nodes(*OPERATORS):
             if node.graph is None or (self.signed_zeros and adds_positive_zero(node)):

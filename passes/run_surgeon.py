@@ -33,7 +33,9 @@ class Surgeon(Pass):
     def run(self, model: Model, ctx: PassContext) -> Changes:
         """Hand the model to the function. Raises UsageError without a function, PassError when the function fails."""
         if not self.function:
-            raise UsageError("say which function to run", where="surgeon", hint="surgeon{function=my_module:my_function}")
+            raise UsageError(
+                "say which function to run", where="surgeon", hint="surgeon{function=my_module:my_function}"
+            )
         if ctx.surgeon is None:
             raise UsageError("this run was started without GraphSurgeon", where="surgeon")
         before = fingerprint(model)

@@ -33,20 +33,27 @@ class AnalysisManager:
         self.editor = editor
         self.diagnostics = diagnostics if diagnostics is not None else DiagnosticSink()
         self._cache: dict[type[Any], Any] = {}
+        self._stale: set[type[Any]] = set()
 
-    def get(self, kind: type[A]) -> A:
-        """Return the analysis ``kind``, computing it when it is not at hand."""
-        if kind not in self._cache:
+    def get(self, kind: type[A], *, fresh: bool = False) -> A:
+        """Return the analysis ``kind``, computing it when it is not at hand.
+
+        ``fresh`` asks for all that can be known now; otherwise an analysis will do that is right, but of which a later
+        rewrite might have made more known.
+        """
+        if kind not in self._cache or (fresh and kind in self._stale):
             self._cache[kind] = kind.compute(self.editor.model, self)
+            self._stale.discard(kind)
         return cast("A", self._cache[kind])
 
     def at_hand(self, kind: type[A]) -> A | None:
         """Return the analysis ``kind`` when it has been computed and is still right, else ``None``."""
         return cast("A | None", self._cache.get(kind))
 
-    def drop(self, preserved: Iterable[type[Any]] = ()) -> None:
-        """Forget every analysis but the ``preserved`` ones."""
-        kept = set(preserved)
+    def drop(self, preserved: Iterable[type[Any]] = (), refined: Iterable[type[Any]] = ()) -> None:
+        """Forget every analysis but the ``preserved`` ones and the ``refined``, which are right but may know less."""
+        kept = {*preserved, *refined}
+        self._stale.update(refined)
         self._cache = {kind: analysis for kind, analysis in self._cache.items() if kind in kept}
 
     def report(self, diagnostic: Diagnostic) -> None:

@@ -28,7 +28,7 @@ class ShapeValues:
     @classmethod
     def compute(cls, model: Model, manager: AnalysisManager) -> Self:
         """Follow sizes through every graph, outer before inner, on top of what Shapes found."""
-        manager.get(Shapes)
+        manager.get(Shapes, fresh=True)
         facts = SizeFacts()
         for graph in graphs(model):
             for value in graph.inputs:

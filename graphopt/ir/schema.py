@@ -8,6 +8,9 @@ from typing import Any, cast
 
 import onnx
 
+# The first look registers every operator, which takes longer than a small model: better on import than then.
+onnx.defs.has("Identity")
+
 
 @dataclass(frozen=True)
 class Schema:

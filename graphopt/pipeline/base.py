@@ -78,9 +78,9 @@ class PassContext:
     rewrites: list[Rewrite] = field(default_factory=list)
     fuel: Callable[[Rewrite], bool] | None = None
 
-    def get(self, analysis: type[A]) -> A:
-        """Return an analysis of the model as it is now."""
-        return self.analyses.get(analysis)
+    def get(self, analysis: type[A], *, fresh: bool = False) -> A:
+        """Return an analysis; ``fresh`` asks for all that can be known of the model as it is now."""
+        return self.analyses.get(analysis, fresh=fresh)
 
     def evaluate(self, values: Sequence[Value]) -> list[np.ndarray[Any, Any]]:
         """Compute values that depend on constants only, all in one run. Raises ModelError when they cannot be run."""
@@ -129,7 +129,8 @@ class Pass:
     """A rewrite of the model. Subclasses are frozen dataclasses whose fields (see :func:`option`) are the options.
 
     The first line of the docstring is the help text. ``needs`` names analyses that are refused before anything runs
-    when they cannot be had; ``preserves`` names those that stay right even when the pass changed something.
+    when they cannot be had; ``preserves`` names those that stay right even when the pass changed something,
+    ``refines`` those that stay right although more could be found out now.
     ``free_options`` names a field of type ``tuple[tuple[str, int], ...]`` for options whose names the user chooses.
     """
 
@@ -137,6 +138,7 @@ class Pass:
     lossless: ClassVar[bool] = True
     needs: ClassVar[tuple[type[Any], ...]] = ()
     preserves: ClassVar[tuple[type[Any], ...]] = ()
+    refines: ClassVar[tuple[type[Any], ...]] = ()
     free_options: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:

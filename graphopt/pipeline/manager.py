@@ -139,7 +139,7 @@ class Run:
         except Exception as error:  # a bug in a pass must name the pass, whatever it raised
             raise PassError(f"{type(error).__name__}: {error}", where=f"pass {item}") from error
         if changes:
-            self.ctx.analyses.drop(item.preserves)
+            self.ctx.analyses.drop(item.preserves, item.refines)
         elif self.ctx.edit.revision == revision:
             self._clean[item] = revision
         return changes, time.perf_counter() - begin
