@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
+from graphopt.ir.tensors import light
+
 Attribute = int | float | str | bytes | Sequence[int] | Sequence[float] | Sequence[str] | onnx_ir.Attr
 """What an attribute can be made from."""
 
 
 def as_tensor(array: np.ndarray[Any, Any] | onnx_ir.TensorProtocol, name: str | None) -> onnx_ir.TensorProtocol:
-    """Return ``array`` as a tensor called ``name``, strings included; a tensor is returned as it is."""
+    """Return ``array`` as a tensor called ``name``, strings included; a tensor keeps its data where it is."""
     if not isinstance(array, np.ndarray | np.generic):
-        return array
+        return light(array)
     if array.dtype.kind in "OSU":
         texts = [text if isinstance(text, bytes) else str(text).encode() for text in np.asarray(array).reshape(-1)]
         return onnx_ir.StringTensor(texts, shape=onnx_ir.Shape(array.shape), name=name)

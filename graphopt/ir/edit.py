@@ -19,6 +19,7 @@ from graphopt.ir.build import Attribute, as_attr, as_tensor
 from graphopt.ir.inline import instantiate
 from graphopt.ir.query import Dim, around, graphs, is_read, place, subgraphs
 from graphopt.ir.skeleton import Written
+from graphopt.ir.tensors import dims_of
 
 
 def operator_key(node: onnx_ir.Node) -> str:
@@ -123,15 +124,11 @@ class Editor:
         name, users = value.name, [use.node for use in value.uses()]
         if self._names[name] > 1 and not (value.is_graph_output() and graph is self.model.graph):
             name = self.new_name(name)
-        value.name = self.new_name(f"{name}_folded")
+        value.name = self.new_name(f"{name}_folded") if len(node.outputs) > 1 else None
         tensor = as_tensor(array, name)
         tensor.name = name
-        new = onnx_ir.Value(
-            name=name,
-            type=onnx_ir.TensorType(tensor.dtype),
-            shape=onnx_ir.Shape(tensor.shape.numpy()),
-            const_value=tensor,
-        )
+        shape = _frozen_shape(dims_of(tensor))
+        new = onnx_ir.Value(name=name, type=_tensor_type(tensor.dtype), shape=shape, const_value=tensor)
         home.initializers.add(new)
         for index, output in enumerate(graph.outputs):
             if output is value:
