@@ -1,7 +1,7 @@
 """Runs ``lossless`` over cases of the corpus and prints one JSON object a case: what became of it.
 
-``python -m tests.conformance.check_lossless stored|generated PART PARTS PIPELINE``. A process of its own, so that a crash in
-native code is seen as one.
+``python -m tests.conformance.check_lossless stored|generated PART PARTS PIPELINE``. A process of its own, so that a
+crash in native code is seen as one.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from tests.conformance.corpus import Case, generated, stored
 
 from graphopt import io
 from graphopt.driver import optimize
 from graphopt.errors import GraphOptError
 from graphopt.pipeline.instruments import Verify
 from graphopt.runtime import Session
+from tests.conformance.corpus import Case, generated, stored
+
 NEWEST_IR = 13
 """The newest IR version that onnxruntime reads; the corpus is one ahead, and uses nothing new of it."""
 

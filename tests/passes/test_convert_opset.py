@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.helpers import check_equivalent, model_of, operators, optimized
 
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import opset
+from tests.helpers import check_equivalent, model_of, operators, optimized
 
 RNG = np.random.default_rng(0)
 X = {"x": RNG.normal(size=(1, 2, 4, 6)).astype(np.float32)}
