@@ -370,8 +370,9 @@ class Editor:
             dead = stack.pop()
             if dead.graph is None or any(is_read(value) for value in dead.outputs):
                 continue
-            stack.extend(p for value in _reads(dead) if (p := value.producer()) is not None)
-            constants = [value for value in _reads(dead) if value.is_initializer()]
+            reads = _reads(dead)
+            stack.extend(p for value in reads if (p := value.producer()) is not None)
+            constants = [value for value in reads if value.is_initializer()]
             self.erase(dead)
             for value in constants:
                 self.erase_constant(value)

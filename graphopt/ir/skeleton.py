@@ -9,7 +9,7 @@ import onnx
 import onnx_ir
 
 from graphopt.ir.extract import write_attribute
-from graphopt.ir.query import subgraphs, tensor_of
+from graphopt.ir.query import is_constant, subgraphs, tensor_of
 from graphopt.ir.tensors import dims_of, size_of
 
 LIGHT_ELEMENTS = 1024
@@ -152,8 +152,8 @@ class Skeleton:
 
 
 def _captured_constants(graph: onnx_ir.Graph) -> Iterator[tuple[onnx_ir.Value, onnx_ir.TensorProtocol]]:
-    """Yield the light constants that ``graph`` reads from outer graphs."""
+    """Yield the light initializers of outer graphs that ``graph`` reads."""
     for value in dict.fromkeys(value for node in graph for value in node.inputs if value is not None):
-        tensor = tensor_of(value) if value.graph is not graph else None
-        if tensor is not None and is_light(tensor):
+        tensor = value.const_value
+        if tensor is not None and value.graph is not graph and is_constant(value) and is_light(tensor):
             yield value, tensor

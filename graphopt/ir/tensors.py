@@ -47,7 +47,8 @@ class ProtoTensor(TensorProtoTensor):
 
     def __init__(self, proto: onnx.TensorProto):
         super().__init__(proto)
-        self._dtype, self._shape = super().dtype, super().shape
+        self._dtype = super().dtype
+        self._shape: ir.Shape | None = None
 
     # onnx-ir's protocol declares these as attributes and its own tensors override them with properties, as here.
     @property
@@ -58,6 +59,8 @@ class ProtoTensor(TensorProtoTensor):
     @property
     def shape(self) -> ir.Shape:  # type: ignore[override]
         """The dimensions."""
+        if self._shape is None:
+            self._shape = super().shape
         return self._shape
 
 
