@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from graphopt.analysis.symbolic import Expr, number, symbol
 from graphopt.ir import DataType, Node, Value
 from graphopt.ir.query import Dim, attr, shape_of, tensor_of
+from graphopt.ir.tensors import dims_of
 
 Sizes = tuple[Expr, ...]
 
@@ -125,7 +127,7 @@ def has(node: Node, index: int, attribute: str | None = None) -> bool:
 def _shape(value: Value) -> tuple[Dim, ...] | None:
     tensor = tensor_of(value)
     if tensor is not None:
-        return tuple(int(dim) for dim in tensor.shape.numpy())
+        return dims_of(tensor)
     shape = shape_of(value)
     graph = value.graph
     if shape is None or graph is None or value.producer() is None or not value.is_graph_output():
@@ -141,6 +143,9 @@ def _is_name(text: str) -> bool:
 
 def _constant_elements(value: Value) -> Elements | None:
     tensor = tensor_of(value)
-    if tensor is None or tensor.dtype not in FOLLOWED or tensor.size > MAX_ELEMENTS or len(tensor.shape) > 1:
+    if tensor is None or tensor.dtype not in FOLLOWED:
         return None
-    return Elements(tuple(number(int(item)) for item in tensor.numpy().reshape(-1)), len(tensor.shape))
+    dims = dims_of(tensor)
+    if len(dims) > 1 or math.prod(dims) > MAX_ELEMENTS:
+        return None
+    return Elements(tuple(number(int(item)) for item in tensor.numpy().reshape(-1).tolist()), len(dims))
