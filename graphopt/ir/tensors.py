@@ -66,12 +66,16 @@ class ProtoTensor(TensorProtoTensor):
 
 def size_of(tensor: ir.TensorProtocol) -> int:
     """Return the number of elements; ``tensor.size`` builds a shape first."""
-    return math.prod(tensor.raw.dims) if isinstance(tensor, TensorProtoTensor) else tensor.size
+    return math.prod(tensor.raw.dims) if type(tensor) in _IN_PROTOBUFS else tensor.size
 
 
 def dims_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     """Return the dimensions; ``tensor.shape`` of a tensor in a protobuf builds a shape first."""
-    return tuple(tensor.raw.dims) if isinstance(tensor, TensorProtoTensor) else tuple(tensor.shape.numpy())
+    return tuple(tensor.raw.dims) if type(tensor) in _IN_PROTOBUFS else tuple(tensor.shape.numpy())
+
+
+# Looked up by exact type: isinstance goes through the abstract base class, which takes far longer than the rest.
+_IN_PROTOBUFS = (TensorProtoTensor, ProtoTensor)
 
 
 def light(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
