@@ -23,7 +23,7 @@ import numpy as np
 from graphopt.analysis import Shapes
 from graphopt.errors import UsageError
 from graphopt.ir import Model, Node, attr, constant, nodes, opset, rank_of, shape_of
-from graphopt.ir.schema import defaults, input_types, latest_opset, schema
+from graphopt.ir.schema import defaults, latest_opset, misfit, schema
 from graphopt.pipeline import Changes, Pass, PassContext, option
 
 OLDEST = 7
@@ -105,19 +105,9 @@ def _check(node: Node, old_defaults: dict[str, Any], version: int, ctx: PassCont
         if attr(node, name) != _plain(old_defaults.get(name)):
             raise ctx.fail(f"opset {version} cannot express {name}={attr(node, name)}", node)
         ctx.edit.set_attr(node, name, None)
-    if len(node.inputs) > new.max_inputs or len(node.outputs) > new.max_outputs:
-        raise ctx.fail(f"at opset {version} {node.op_type} has fewer inputs or outputs", node)
-    accepted = input_types(node.op_type, version)
-    for index, value in enumerate(node.inputs):
-        dtypes = accepted[min(index, len(accepted) - 1)]
-        if value is not None and value.dtype is not None and value.type is not None:
-            kind = f"tensor({_dtype_name(value.dtype.name)})"
-            if f"{value.type}".startswith("Tensor") and kind not in dtypes:
-                raise ctx.fail(f"at opset {version} input {index} of {node.op_type} cannot be {kind}", node)
-
-
-def _dtype_name(name: str) -> str:
-    return {"FLOAT": "float", "DOUBLE": "double"}.get(name, name.lower())
+    reason = misfit(node, version)
+    if reason is not None:
+        raise ctx.fail(f"at opset {version} {reason}", node)
 
 
 def _plain(value: object) -> object:
@@ -198,6 +188,13 @@ def _split_down(node: Node, ctx: PassContext) -> None:
         ctx.edit.set_input(node, 1, ctx.edit.constant(np.array(sizes, np.int64), f"{node.outputs[0].name}_split"))
 
 
+def _gemm_down(node: Node, ctx: PassContext) -> None:
+    """Before opset 11 the bias was not optional: it becomes a zero."""
+    dtype = node.outputs[0].dtype
+    if dtype is not None and (len(node.inputs) < 3 or node.inputs[2] is None):
+        ctx.edit.set_input(node, 2, ctx.edit.constant(np.zeros(1, dtype.numpy()), f"{node.outputs[0].name}_bias"))
+
+
 def _resize_up(node: Node, ctx: PassContext) -> None:
     """Resize before opset 11 knew one way of counting coordinates, and no region of interest."""
     scales = node.inputs[1]
@@ -241,6 +238,7 @@ UP: dict[tuple[str, int], Converter] = {
     **{(name, 13): lambda node, ctx: _softmax(node, ctx, old_axis=1, new_axis=-1) for name in SOFTMAXES},
 }
 DOWN: dict[tuple[str, int], Converter] = {
+    ("Gemm", 11): _gemm_down,
     ("Resize", 11): _refuse("Resize before opset 11 knows no coordinate modes"),
     ("Split", 18): _split_down,
     ("GridSample", 20): lambda node, ctx: _grid_sample(node, ctx, {"linear": "bilinear", "cubic": "bicubic"}),

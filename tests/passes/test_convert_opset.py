@@ -45,6 +45,7 @@ DOWN = {
     "split": (18, "y, z = Split <axis = 2, num_outputs = 2> (x)", 12),
     "uneven split": (18, "y, z = Split <axis = 3, num_outputs = 4> (x)", 12),
     "softmax over the last": (17, "y = Softmax <axis = -1> (x)", 11),
+    "gemm without bias": (13, "f = Flatten (x) \n y = Gemm <transB = 1> (f, f)", 9),
 }
 WEIGHTS = {
     "c": np.array([1.5, 0.5], np.float32),
