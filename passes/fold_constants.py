@@ -25,7 +25,7 @@ import numpy as np
 from graphopt.analysis import Shapes
 from graphopt.analysis.constants import ConstantCone
 from graphopt.errors import ModelError
-from graphopt.ir import Model, Node, Value, constant, is_constant
+from graphopt.ir import Model, Node, Value, constant, constant_size, is_constant
 from graphopt.ir.query import attr, shape_of, static_shape
 from graphopt.ir.skeleton import LIGHT_ELEMENTS
 from graphopt.pipeline import Changes, Pass, PassContext, option
@@ -68,8 +68,9 @@ class FoldConstants(Pass):
         self._aliases(ctx, changes)
         self._shapes(ctx, changes)
         state = _State()
+        self._scalars(ctx, changes)
         while self._sweep(model, ctx, state, changes):
-            pass
+            self._scalars(ctx, changes)
         return changes
 
     def _aliases(self, ctx: PassContext, changes: Changes) -> None:
@@ -90,6 +91,19 @@ class FoldConstants(Pass):
             if array is not None and ctx.may_rewrite(node, f"replace {node.op_type} of a known shape by a constant"):
                 _put(ctx, node.outputs[0], array)
                 changes["shapes folded"] += 1
+
+    def _scalars(self, ctx: PassContext, changes: Changes) -> None:
+        """Give Range scalars: onnxruntime runs it on vectors of one element, but not once they are constants."""
+        for node in ctx.nodes("Range"):
+            for index, value in enumerate(node.inputs):
+                array = constant(value) if constant_size(value) == 1 else None
+                if value is None or array is None or not array.ndim:
+                    continue
+                if not ctx.may_rewrite(node, f"make input {index} a scalar"):
+                    continue
+                ctx.edit.set_input(node, index, ctx.edit.constant(array.reshape(()), f"{node.outputs[0].name}_{index}"))
+                ctx.edit.drop_unread(value)
+                changes["vectors made scalars"] += 1
 
     def _sweep(self, model: Model, ctx: PassContext, state: _State, changes: Changes) -> bool:
         """Make one sweep; returns whether another may find more."""

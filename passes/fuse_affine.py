@@ -141,7 +141,9 @@ def _step(node: Node) -> Step | None:
     if place == 0 and node.op_type == "Div":
         return None
     parts = _parts(node.op_type, array.astype(np.float64), constant_first=place == 0)
-    return None if parts is None else Step(node, source, *parts, array.dtype)
+    if parts is None or any(part is not None and _leaves_range(part, array.dtype) for part in parts):
+        return None
+    return Step(node, source, *parts, array.dtype)
 
 
 def _is_fused_at_run_time(step: Step) -> bool:
@@ -198,7 +200,8 @@ def _merge(last: Step, ctx: PassContext) -> bool:
     while (step := _previous(chain[-1])) is not None:
         chain.append(step)
     chain.reverse()
-    scale, shift = _composed(chain)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+        scale, shift = _composed(chain)
     needed = (scale is not None) + (shift is not None)
     if needed >= len(chain) or needed == 0:
         return False
@@ -241,6 +244,7 @@ def _composed(chain: list[Step]) -> tuple[Array | None, Array | None]:
 
 
 def _leaves_range(array: Array, dtype: np.dtype[Any]) -> bool:
-    """Tell whether a merged constant overflows ``dtype`` or falls among its denormal numbers."""
-    cast = array.astype(dtype).astype(np.float64)
-    return not bool(np.all(np.abs(cast - array) <= 2.0**-7 * np.abs(array)))
+    """Tell whether a constant, in float64, overflows ``dtype`` or falls among its denormal numbers."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(dtype).astype(np.float64)
+        return not bool(np.all(np.abs(cast - array) <= 2.0**-7 * np.abs(array)))

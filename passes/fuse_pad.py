@@ -163,9 +163,11 @@ def _conv_accepts(node: Node, padding: Padding, pad: Node) -> bool:
 
 
 def _pool_fits(node: Node, padding: Padding) -> bool:
-    """Pools want less padding than their kernel covers, and rounding up counts from the padded size."""
+    """Pools want less padding than their kernel covers, so that no window lies in the padding alone, which one with
+    dilation can in any case; and rounding up counts from the padded size."""
     kernel = attr(node, "kernel_shape", [])
-    if attr(node, "ceil_mode", 0) or not _spatial(node, padding):
+    dilated = any(step != 1 for step in attr(node, "dilations", []))
+    if attr(node, "ceil_mode", 0) or dilated or not _spatial(node, padding):
         return False
     return all(amount < size for amount, size in zip(_total(node, padding), [*kernel, *kernel], strict=True))
 

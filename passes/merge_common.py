@@ -19,12 +19,18 @@ from typing import ClassVar
 
 from graphopt.analysis import Shapes
 from graphopt.analysis.constants import is_deterministic
-from graphopt.ir import Graph, Model, Node, Value, subgraphs
+from graphopt.ir import DataType, Graph, Model, Node, Value, subgraphs
 from graphopt.ir.fingerprint import operation_key
-from graphopt.ir.query import use_count
+from graphopt.ir.query import tensor_of, use_count
+from graphopt.ir.tensors import SparseInitializer, UnresolvedTensor
 from graphopt.pipeline import Changes, Pass, PassContext
 
 COMMUTATIVE = {"Add", "Mul", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
+
+SMALL = 64
+"""Elements of a constant up to which equal content is looked for; larger equal ones are for merge-initializers."""
+
+_NO_DATA = (SparseInitializer, UnresolvedTensor)
 
 Key = tuple[object, ...]
 Scope = list[dict[Key, list[Node]]]
@@ -72,8 +78,16 @@ def _may_merge(node: Node, model: Model) -> bool:
 
 def _key(node: Node) -> Key:
     """Return operator and inputs, those of commutative operators in one order. Attributes are compared afterwards."""
-    inputs = [0 if value is None else id(value) for value in node.inputs]
+    inputs = [_identity(value) for value in node.inputs]
     return (node.op_type, *(sorted(inputs) if node.op_type in COMMUTATIVE else inputs))
+
+
+def _identity(value: Value | None) -> tuple[object, ...]:
+    """Return what two values that are surely equal have in common: small constants count by their content."""
+    tensor = tensor_of(value)
+    if tensor is None or tensor.size > SMALL or tensor.dtype == DataType.STRING or isinstance(tensor, _NO_DATA):
+        return (0, 0 if value is None else id(value))
+    return (1, tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes())
 
 
 def _twin(node: Node, key: Key, scope: Scope) -> Node | None:

@@ -7,8 +7,9 @@ output or input channels by writing new weights. The arithmetic is float64, the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import ml_dtypes
 import numpy as np
 import onnx_ir
 
@@ -144,15 +145,15 @@ def is_shared(value: onnx_ir.Value | None) -> bool:
 def rescaled(layer: Linear, scale: Array, shift: Array) -> tuple[Array | None, Array | None] | None:
     """Return weight and bias (``None``: unchanged) with which ``layer`` gives ``output * scale + shift``.
 
-    ``scale`` and ``shift`` are float64 of shape ``[channels]``. ``None`` when numbers overflow in the weight's dtype.
+    ``scale`` and ``shift`` are float64 of shape ``[channels]``. ``None`` when the weight's dtype cannot hold the
+    numbers: they overflow, or all weights are among its denormal numbers, which have few digits.
     """
     weight = _array(layer.weight)
     dtype, wide = weight.dtype, weight.astype(np.float64)
-    new_weight = None if np.all(scale == 1) else _cast(wide * _along_outputs(layer, scale), dtype)
+    new_weight = None if np.all(scale == 1) else wide * _along_outputs(layer, scale)
     bias = _bias(layer) * scale + shift
     unchanged = layer.bias is None and not np.any(bias)
-    new_bias = None if unchanged else _cast(bias, dtype)
-    return None if _overflows(new_weight, new_bias) else (new_weight, new_bias)
+    return _cast(new_weight, None if unchanged else bias, dtype)
 
 
 def rescaled_input(layer: Linear, scale: Array, shift: Array) -> tuple[Array | None, Array | None] | None:
@@ -163,11 +164,10 @@ def rescaled_input(layer: Linear, scale: Array, shift: Array) -> tuple[Array | N
     """
     weight = _array(layer.weight)
     dtype, wide = weight.dtype, weight.astype(np.float64)
-    new_weight = None if np.all(scale == 1) else _cast(wide * _along_inputs(layer, scale), dtype)
+    new_weight = None if np.all(scale == 1) else wide * _along_inputs(layer, scale)
     moved = (wide * _along_inputs(layer, shift)).sum(axis=_input_axes(layer)).reshape(-1)
     bias = _bias(layer) + moved * (attr(layer.node, "alpha", 1.0) if layer.node.op_type == "Gemm" else 1.0)
-    new_bias = _cast(bias, dtype) if np.any(shift) else None
-    return None if _overflows(new_weight, new_bias) else (new_weight, new_bias)
+    return _cast(new_weight, bias if np.any(shift) else None, dtype)
 
 
 def input_channels(layer: Linear) -> int | None:
@@ -191,10 +191,11 @@ def pads_nothing(node: onnx_ir.Node) -> bool:
 def refusal(layer: Linear, weights: tuple[Array | None, Array | None] | None, limit: int) -> str | None:
     """Return why new weights should not be written, ``None`` when they may.
 
-    They may not when they overflow, or when the layer shares its weights and a copy takes more than ``limit`` bytes.
+    They may not when their dtype cannot hold them, or when the layer shares its weights and a copy takes more than
+    ``limit`` bytes.
     """
     if weights is None:
-        return "the folded weights would overflow their dtype"
+        return "the folded weights would leave the range of their dtype"
     if weights[0] is not None and is_shared(layer.weight) and weights[0].nbytes > limit:
         return f"its weights are shared, and a copy takes {weights[0].nbytes} bytes"
     return None
@@ -288,11 +289,11 @@ def _input_axes(layer: Linear) -> tuple[int, ...]:
     return (1,) if layer.node.op_type == "Gemm" and attr(layer.node, "transB", 0) else (0,)
 
 
-def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
-    """Return ``array`` in ``dtype``; what does not fit becomes infinite, which the caller looks for."""
-    with np.errstate(over="ignore"):
-        return array.astype(dtype)
-
-
-def _overflows(*arrays: Array | None) -> bool:
-    return any(array is not None and not np.isfinite(array.astype(np.float64)).all() for array in arrays)
+def _cast(weight: Array | None, bias: Array | None, dtype: np.dtype[Any]) -> tuple[Array | None, Array | None] | None:
+    """Return float64 arrays in ``dtype``, ``None`` when it cannot hold them."""
+    limits = cast("Any", ml_dtypes).finfo(dtype)
+    sizes = [0.0 if array is None or array.size == 0 else float(np.abs(array).max()) for array in (weight, bias)]
+    # A bias may vanish: it is added to what the weights give.
+    if not all(size <= float(limits.max) for size in sizes) or 0 < sizes[0] < float(limits.smallest_normal):
+        return None
+    return None if weight is None else weight.astype(dtype), None if bias is None else bias.astype(dtype)

@@ -70,7 +70,7 @@ Types = tuple[frozenset[str], ...]
 
 @lru_cache(maxsize=1024)
 def formal_types(operator: str, version: int) -> tuple[Types, Types]:
-    """Return the types, such as ``tensor(float)``, that each input and output of one of ONNX's own operators may have."""
+    """Return the types, such as ``tensor(float)``, that inputs and outputs of one of ONNX's operators may have."""
     found = onnx.defs.get_schema(operator, version)
     constraints = {item.type_param_str: frozenset(item.allowed_type_strs) for item in found.type_constraints}
     inputs, outputs = (

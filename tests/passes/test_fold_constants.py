@@ -274,6 +274,15 @@ def test_sizes_that_are_computed_first_take_a_second_sweep(runs):
     assert len(runs) == 2
 
 
+def test_range_gets_scalars_where_it_had_vectors_of_one_element():
+    body = "a = Neg(zero) b = Neg(five) c = Neg(two) r = Range(a, b, c) y = Mul(r, x)"
+    weights = {name: np.full(1, -number, np.float32) for name, number in (("zero", 0), ("five", 5), ("two", 2))}
+    before = model_of(f"g (float[1] x) => (float[n] y) {{ {body} }}", weights=weights)
+    after, _ = optimized(before, "fold-constants")
+    assert operators(after) == {"Mul": 1}
+    check_equivalent(before, after, {"x": np.array([2], np.float32)})
+
+
 def test_fuel_stops_the_folding():
     before = model_of(
         "g (float[3,2] x) => (float[3,2] y) { a = Neg(w) b = Add(x, a) c = Abs(w) y = Mul(b, c) }", weights=W

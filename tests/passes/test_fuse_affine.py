@@ -103,6 +103,9 @@ LEFT_ALONE = {
     "an infinite factor": (IMAGE, "t = Conv(x, W) y = Mul(t, infinite)"),
     "two steps that need two": (IMAGE, "t = Mul(x, s) y = Add(t, s1)"),
     "a merged constant out of range": (IMAGE, "t = Mul(x, tiny) y = Mul(t, tiny)"),
+    "a factor that leaves few digits of the weights": (IMAGE, "t = Conv(x, W) y = Mul(t, tiniest)"),
+    "a factor in front that does": (IMAGE, "t = Mul(x, tiniest) y = Conv(t, W)"),
+    "a divisor whose reciprocal is out of range": (IMAGE, "t = Div(x, tiniest) y = Mul(t, tiny)"),
     "the end of a Gelu": (
         MATRIX,
         "d = Div(x, root) e = Erf(d) f = Add(e, one) h = Mul(x, f) i = Mul(h, half) y = MatMul(i, A)",
@@ -113,12 +116,25 @@ LEFT_ALONE = {
 @pytest.mark.parametrize("reason", LEFT_ALONE)
 def test_leaves_alone(reason: str) -> None:
     given, nodes = LEFT_ALONE[reason]
-    extra = {name: np.float32(value) for name, value in (("zero", 0), ("infinite", np.inf), ("tiny", 1e-30))}
+    extra = {
+        name: np.float32(value)
+        for name, value in (("zero", 0), ("infinite", np.inf), ("tiny", 1e-30), ("tiniest", 1e-42))
+    }
     extra |= {name: np.float32(value) for name, value in (("root", 2**0.5), ("one", 1), ("half", 0.5))}
     before = model_of(f"g ({given}) => (y) {{ {nodes} }}", weights={**WEIGHTS, **extra})
     after, result = optimized(before, "fuse-affine")
     assert operators(after) == operators(before)
     assert not result.run.ctx.rewrites
+
+
+def test_a_chain_whose_factors_overflow_stays_without_a_warning(recwarn) -> None:
+    lines = "".join(f"t{i + 1} = Mul(t{i}, large) " for i in range(60))
+    before = model_of(
+        f"g ({IMAGE}) => (y) {{ t0 = Relu(x) {lines} y = Neg(t60) }}", weights={"large": np.float32(1e30)}
+    )
+    after, _ = optimized(before, "fuse-affine")
+    assert operators(after) == operators(before)
+    assert not recwarn.list
 
 
 def test_leaves_a_result_that_is_read_twice() -> None:

@@ -12,6 +12,7 @@ from tests.helpers import check_equivalent, codes, model_of, operators, optimize
 X = np.random.default_rng(0).normal(size=(2, 3, 6, 7)).astype(np.float32)
 W = np.random.default_rng(1).normal(size=(4, 3, 3, 3)).astype(np.float32)
 GIVEN = "float[N,3,6,7] x"
+ONES = {"ones": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
 SPATIAL = np.array([0, 0, 1, 0, 0, 0, 2, 1])
 CONV = "y = Conv<strides = [2, 2]>(p, w)"
 
@@ -77,6 +78,13 @@ def test_zeros_go_into_a_max_pool_of_what_is_never_negative(first):
         ("p = Pad(x, pads) y = AveragePool<kernel_shape = [2, 2]>(p)", 17, SPATIAL, {}, "PAD002"),
         ("p = Pad(x, pads) y = MaxPool<kernel_shape = [3, 3]>(p)", 17, SPATIAL, {}, "PAD002"),
         ("r = Relu(x) p = Pad(r, pads) y, i = MaxPool<kernel_shape = [3, 3]>(p)", 17, SPATIAL, {}, "PAD002"),
+        (
+            "r = Relu(x) p = Pad(r, ones) y = MaxPool<kernel_shape = [2, 2], dilations = [5, 5]>(p)",
+            17,
+            SPATIAL,
+            ONES,
+            "PAD002",
+        ),
     ],
 )
 def test_stays_and_says_why(lines, opset, pads, weights, code):

@@ -25,6 +25,7 @@ WEIGHTS = {
     "d": np.float32(2.7),
     "d1": np.full(1, 0.3, np.float32),
     "zero": np.float32(0),
+    "tiniest": np.float32(1e-42),
     "row": normal(3),
 }
 QUERY = "a = MatMul(x, Q) b = Add(a, bq) c = Reshape(b, heads) q = Transpose <perm = [0, 2, 1, 3]> (c)"
@@ -56,6 +57,7 @@ LEFT_ALONE = {
     "no constant weights": "(y) { p = MatMul(x, x) y = Div(p, d) }",
     "an activation on the way": "(y) { a = MatMul(x, Q) b = Relu(a) y = Mul(b, d) }",
     "zero": f"(y) {{ {QUERY} {KEY} p = MatMul(q, k) y = Div(p, zero) }}",
+    "a factor that leaves few digits of the weights": f"(y) {{ {QUERY} {KEY} p = MatMul(q, k) y = Mul(p, tiniest) }}",
     "a vector": f"(y) {{ {QUERY} {KEY} p = MatMul(q, k) y = Mul(p, row) }}",
     "a number over the product": f"(y) {{ {QUERY} {KEY} p = MatMul(q, k) y = Div(d, p) }}",
 }

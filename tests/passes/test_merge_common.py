@@ -37,6 +37,14 @@ def test_attributes_count_and_tensors_by_content():
     assert merged(f"{constants % (1, 2)} c = Add(a, b) y = Mul(c, x)")["ConstantOfShape"] == 2
 
 
+def test_small_constants_count_by_their_content():
+    body = "a = Add(x, p) b = Add(q, x) c = Sub(x, p) d = Sub(x, r) e = Mul(a, b) f = Mul(c, d) y = Div(e, f)"
+    one = np.ones(3, np.float32)
+    assert merged(body, weights={"p": one, "q": one, "r": one + 1}) == {"Add": 1, "Sub": 2, "Mul": 2, "Div": 1}
+    zeros = {"p": np.float32(0.0), "q": np.float32(-0.0)}
+    assert merged("a = Div(x, p) b = Div(x, q) y = Add(a, b)", weights=zeros)["Div"] == 2
+
+
 @pytest.mark.parametrize("line", ["{} = RandomUniformLike(x)", "{} = Dropout(x, r, t)"])
 def test_random_operators_stay(line):
     before = model_of(
