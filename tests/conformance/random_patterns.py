@@ -183,7 +183,7 @@ def squeeze(b: Builder) -> bool:
 
 
 def reshape(b: Builder) -> bool:
-    x = b.pick(lambda item: item.rank >= 1, kind="fi")
+    x = b.pick(lambda item: item.rank >= 1 and all(min(shape) > 0 for shape in item.shapes), kind="fi")
     if x is None:
         return False
     kind = b.rng.choice(["flatten", "merge", "split", "copy", "ones"])
