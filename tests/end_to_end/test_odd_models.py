@@ -268,7 +268,8 @@ from graphopt.driver import optimize
 def run(nodes):
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[1] x) => (y) <int64[2] s = {50000, 50000}, '
     text += 'int64[4] p = {0, 0, 50000, 50000}, int64[2] r = {1000, 1000}, float[1,1] o = {1.0}, '
-    text += 'float z = {0.0}, float l = {3e9}, float d = {1.0}> {' + nodes + ' f = Cast<to=1>(b) m = ReduceMax<keepdims=0>(f) y = Add(x, m) }'
+    text += 'float z = {0.0}, float l = {3e9}, float d = {1.0}> {'
+    text += nodes + ' f = Cast<to=1>(b) m = ReduceMax<keepdims=0>(f) y = Add(x, m) }'
     return optimize(onnx.parser.parse_model(text).SerializeToString()).diagnostics
 
 bombs = ['b = ConstantOfShape(s)', 'b = Expand(o, s)', 'b = Tile(o, s)', 'b = Range(z, l, d)', 'b = Pad(o, p)',
