@@ -6,9 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from graphopt.pipeline import registry
 from tests.plug_ins import install_plug_in
+
+# The same examples on every machine, and no failure because a machine was busy.
+settings.register_profile("graphopt", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("graphopt")
 
 _PLUG_IN = """
 from dataclasses import dataclass
