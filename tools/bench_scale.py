@@ -49,7 +49,7 @@ print(json.dumps({"seconds": seconds, "verify": share, "anon_mb": peak[0], "node
 
 
 def measure(source: Path, output: Path, warm: Path) -> dict[str, float]:
-    """Optimize in a process of its own: seconds (load to save), share of the verifier, peak RssAnon in MB, nodes left."""
+    """Optimize in a process of its own: seconds from load to save, share of the verifier, peak of RssAnon in MB."""
     command = [sys.executable, "-c", WORKER, str(source), str(output), str(warm)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
