@@ -12,7 +12,7 @@ from tests.conformance.random_graphs import SIZES, Builder, Item, Shape, padded
 def image(b: Builder) -> Item | None:
     return b.pick(
         lambda i: i.rank == 4 and i.dtype == "float32" and len({s[1:] for s in i.shapes}) == 1 and min(i.shape[2:]) >= 3
-        and i.level < 4 and i.shape[1] <= 16
+        and i.level < 3 and i.shape[1] <= 16
     )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def batch_norm(b: Builder, x: Item, channels: int) -> Item:
 
 
 def lone_batch_norm(b: Builder) -> bool:
-    x = b.pick(lambda i: i.rank >= 2 and i.dtype == "float32" and len({s[1] for s in i.shapes}) == 1 and i.level < 4)
+    x = b.pick(lambda i: i.rank >= 2 and i.dtype == "float32" and len({s[1] for s in i.shapes}) == 1 and i.level < 3)
     if x is None:
         return False
     batch_norm(b, x, x.shape[1])
@@ -104,7 +104,7 @@ def pool(b: Builder) -> bool:
 
 def matmul(b: Builder) -> bool:
     """A product by weights, with what makes it a Gemm, an affine chain or an attention score."""
-    x = b.pick(lambda i: i.rank >= 2 and i.dtype == "float32" and len({s[-1] for s in i.shapes}) == 1 and i.level < 4)
+    x = b.pick(lambda i: i.rank >= 2 and i.dtype == "float32" and len({s[-1] for s in i.shapes}) == 1 and i.level < 3)
     if x is None or x.shape[-1] > 64:
         return False
     inner, out = x.shape[-1], b.rng.choice([1, 3, 4])
