@@ -16,7 +16,8 @@ from graphopt.pipeline import Pass, load_preset, lookup
 from graphopt.pipeline import passes as all_passes
 from graphopt.pipeline import presets as preset_names
 from graphopt.pipeline.base import format_option
-from graphopt.targets import TARGETS
+from graphopt.targets import HOST, Target, find
+from graphopt.targets import names as target_names
 
 
 @click.command()
@@ -54,11 +55,19 @@ def presets(as_json: bool) -> None:
 @json_option
 def targets(as_json: bool) -> None:
     """List the targets."""
+    known = [find(name) for name in target_names() if name != HOST]
     if as_json:
-        print_json({"targets": [dataclasses.asdict(target) for target in TARGETS.values()]})
+        print_json({"host": find(HOST).name, "targets": [_facts(target) for target in known]})
         return
-    for target in TARGETS.values():
-        click.echo(f"{target.name}: onnxruntime's {target.provider}")
+    for target in known:
+        mark = "" if target.verified else " (not verified)"
+        click.echo(f"{target.name}: {target.description}, {target.provider}{mark}")
+    click.echo(f"{HOST}: this machine's, {find(HOST).name}")
+
+
+def _facts(target: Target) -> dict[str, Any]:
+    facts = dataclasses.asdict(target)
+    return json.loads(json.dumps(facts, default=sorted))
 
 
 @click.command()

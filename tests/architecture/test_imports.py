@@ -22,8 +22,9 @@ ALLOWED = {
     "analysis": BASE | {"ir"},
     "runtime": BASE | {"ir"},
     "calibration": BASE | MIDDLE | {"runtime"},
+    "quantization": BASE | {"ir", "targets", "analysis"},
     "pipeline": BASE | MIDDLE,
-    "passes": BASE | {"ir", "targets", "analysis", "calibration", "pipeline"},
+    "passes": BASE | {"ir", "targets", "analysis", "quantization", "calibration", "pipeline"},
     "backend": BASE | {"ir", "analysis", "targets", "runtime"},
 }
 """What each package may import of graphopt besides itself. Those at the top (driver, cli, ...) may import anything."""

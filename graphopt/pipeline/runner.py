@@ -1,0 +1,48 @@
+"""What a pass may ask of whoever can run models: statistics, outputs, latency. The pipeline itself runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.analysis.statistics import Request, Statistics
+from graphopt.ir import Model
+
+Outputs = dict[str, NDArray[np.generic]]
+
+
+class Runner(Protocol):
+    """Runs models on the calibration data that the user gave."""
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there is calibration data."""
+        ...
+
+    def collect(self, model: Model, requests: Sequence[Request]) -> Statistics:
+        """Run ``model`` once over all the data and return the statistics asked for. Raises GraphOptError."""
+        ...
+
+    def outputs(self, model: Model, *, limit: int | None = None) -> Iterator[Outputs]:
+        """Yield the model's outputs by name, one mapping for each batch, of at most ``limit`` samples."""
+        ...
+
+    def metric(self, model: Model) -> float | None:
+        """Return the task metric of ``model``, higher is better; ``None`` when the user gave none."""
+        ...
+
+    def latency_ratio(self, reference: Model, candidate: Model, *, rounds: int = 20) -> float:
+        """Run both in turns on one batch and return the median of candidate's seconds over reference's."""
+        ...
+
+    def node_seconds(self, model: Model) -> dict[str, float]:
+        """Return the median seconds of each kernel of one run, by the name of the node that it implements.
+
+        Nodes that the runtime fused into another have no entry of their own.
+        """
+        ...
+
+
