@@ -4,10 +4,13 @@ Text: ``fold-constants{max_bytes=4096},fixpoint{max=4}(simplify,fuse-batchnorm)`
 
     description = "what it is for"
     steps = [
+        { preset = "lossless" },
         "fold-constants",
         { pass = "insert-qdq", calibrate = "mse" },
         { fixpoint = ["simplify", "fuse-batchnorm"], max = 4 },
     ]
+
+The steps of a preset stand for it from then on: the text knows no presets, so it says what ran whatever they become.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import dataclasses
 import re
 import tomllib
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -94,7 +98,7 @@ def from_toml(text: str) -> Pipeline:
             f"a pipeline file holds 'steps' and 'description', not {', '.join(unknown) or 'nothing'}",
             hint='write steps = ["fold-constants", { pass = "NAME", option = 1 }, { fixpoint = ["NAME"], max = 4 }]',
         )
-    return Pipeline(tuple(_step_from_toml(item) for item in table["steps"]))
+    return Pipeline(tuple(_steps_from_toml(table["steps"])))
 
 
 def to_toml(spec: Pipeline) -> str:
@@ -129,6 +133,14 @@ def load_config(path: str | Path) -> Pipeline:
         raise UsageError(f"cannot read the pipeline file: {error}", where=str(path)) from None
 
 
+def _steps_from_toml(items: list[Any]) -> Iterator[Step]:
+    for item in items:
+        if isinstance(item, dict) and set(item) == {"preset"}:
+            yield from load_preset(str(item["preset"])).steps
+        else:
+            yield _step_from_toml(item)
+
+
 def _step_from_toml(item: Any) -> Step:
     if isinstance(item, str):
         return make(item, {})
@@ -136,10 +148,12 @@ def _step_from_toml(item: Any) -> Step:
         unknown = sorted(set(item) - {"fixpoint", "max"})
         if unknown:
             raise UsageError(f"a fixpoint group has the option 'max', not {', '.join(unknown)}")
-        return fixpoint([_step_from_toml(inner) for inner in item["fixpoint"]], item.get("max", MAX_ROUNDS))
+        return fixpoint(list(_steps_from_toml(item["fixpoint"])), item.get("max", MAX_ROUNDS))
     if isinstance(item, dict) and isinstance(item.get("pass"), str):
         return make(item["pass"], {key: value for key, value in item.items() if key != "pass"})
-    raise UsageError(f"{item!r} is no step of a pipeline", hint="write a pass's name or a table with 'pass'")
+    raise UsageError(
+        f"{item!r} is no step of a pipeline", hint="write a pass's name or a table with 'pass' or 'preset'"
+    )
 
 
 def _step_to_toml(step: Step) -> str | dict[str, Any]:

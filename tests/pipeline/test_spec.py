@@ -109,6 +109,8 @@ def test_an_error_in_the_text_has_a_caret_under_the_place(text, column, message,
         ("", "not nothing"),
         ("steps = []\nfoo = 1", "not foo"),
         ("steps = [1]", "1 is no step"),
+        ('steps = [{preset = "lossles"}]', "no preset called 'lossles'"),
+        ('steps = [{preset = "lossless", max = 1}]', "is no step"),
         ('steps = [{pass = "remove-dea"}]', "no pass called 'remove-dea'"),
         ('steps = [{fixpoint = ["remove-dead"], min = 1}]', "not min"),
         ('steps = [{pass = "fold-constants", max_growth = "x"}]', "must be a whole number"),
@@ -135,6 +137,14 @@ def test_every_preset_loads_and_is_found_again_by_its_text():
     assert {"lossless", "none"} <= set(presets())
     for name in presets():
         assert parse(str(load_preset(name))) == load_preset(name)
+
+
+def test_a_preset_among_the_steps_stands_for_its_own():
+    lossless = load_preset("lossless")
+
+    assert from_toml('steps = [{preset = "lossless"}, "remove-dead"]') == parse(f"{lossless},remove-dead")
+    inner = from_toml('steps = [{fixpoint = [{preset = "lossless"}], max = 2}]')
+    assert str(inner) == f"fixpoint{{max=2}}({lossless})"
 
 
 def test_an_unknown_preset_is_answered_with_the_nearest():
