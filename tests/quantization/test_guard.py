@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import onnx.parser
 import pytest
 
-from graphopt.ir import Editor
+from graphopt import io
+from graphopt.ir import Editor, Model
 from graphopt.quantization.guard import quantized_node
-from tests.helpers import model_of
 
 QUANTIZED = {
     "a pair": "q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)",
-    "dynamic": "q, a, b = DynamicQuantizeLinear(x) c = Cast <to = 1> (q) d = Cast <to = 1> (b) e = Sub(c, d) "
+    "dynamic": "q, a, z0 = DynamicQuantizeLinear(x) c = Cast <to = 1> (q) d = Cast <to = 1> (z0) e = Sub(c, d) "
     "y = Mul(e, a)",
     "an operator of onnxruntime's": "y = com.microsoft.DynamicQuantizeMatMul(x, w, s)",
     "one of its QLinear operators": "y = com.microsoft.QLinearSigmoid(x, s, z)",
@@ -21,12 +22,17 @@ QUANTIZED = {
 TEXT = "g (float[2] x, bool b) => (float[2] y) <float s = {0.5}, uint8 z = {3}, uint8[2,2] w = {1, 2, 3, 4}>"
 
 
+def _model(body: str) -> Model:
+    header = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
+    return io.from_proto(onnx.parser.parse_model(f"{header}\n{TEXT} {{ {body} }}"))
+
+
 @pytest.mark.parametrize("form", QUANTIZED)
 def test_a_quantized_model_is_recognized(form: str) -> None:
-    node = quantized_node(Editor(model_of(f"{TEXT} {{ {QUANTIZED[form]} }}")))
+    node = quantized_node(Editor(_model(QUANTIZED[form])))
     assert node is not None
     assert "quant" in node.op_type.lower() or "QLinear" in node.op_type
 
 
 def test_a_float_model_is_not() -> None:
-    assert quantized_node(Editor(model_of(f"{TEXT} {{ y = Relu(x) }}"))) is None
+    assert quantized_node(Editor(_model("y = Relu(x)"))) is None
