@@ -39,8 +39,9 @@ Feeds = dict[str, Any]
 class Dataset:
     """Batches of arrays by input name, that can be gone through any number of times.
 
-    ``samples`` is their number where it is known beforehand. ``diagnostics`` holds remarks on casts, dropped samples
-    and unused arrays; some come up only as the batches are read.
+    ``samples`` is their number where it is known beforehand. ``rows`` names the inputs whose first axis is the samples,
+    where batches may be of any size, and is empty where they may not. ``diagnostics`` holds remarks on casts, dropped
+    samples and unused arrays; some come up only as the batches are read.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class Dataset:
         *,
         length: int | None = None,
         samples: int | None = None,
+        rows: frozenset[str] = frozenset(),
     ) -> None:
         self.source = source
         self.diagnostics = diagnostics
         self.samples = samples
+        self.rows = rows
         self._batches = batches
         self._length = length
 
@@ -72,6 +75,20 @@ class Dataset:
         if self._length is None:
             raise TypeError(f"the number of batches of {self.source} is not known beforehand")
         return self._length
+
+    def length(self) -> int | None:
+        """Return the number of batches, None when it is not known beforehand."""
+        return self._length
+
+    def split(self, feeds: Feeds, size: int) -> Iterator[Feeds]:
+        """Yield a batch in parts of at most ``size`` samples, or whole where batches may not be of any size."""
+        count = samples_of(feeds)
+        if not self.rows or count <= size:
+            yield feeds
+            return
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            yield {name: array[part] if name in self.rows else array for name, array in feeds.items()}
 
 
 def open_dataset(
@@ -204,7 +221,8 @@ def _from_samples(arrays: Mapping[str, _Array], request: _Request) -> Dataset:
             part = slice(start, min(start + step, count))
             yield {i.name: _part(i, kinds[i.name], loaded[i.name], part, request.source) for i in used}
 
-    return Dataset(request.source, batches, request.sink, length=-(-count // step), samples=count)
+    rows = frozenset() if fixed else frozenset(name for name, kind in kinds.items() if kind == "rows")
+    return Dataset(request.source, batches, request.sink, length=-(-count // step), samples=count, rows=rows)
 
 
 def _role(info: InputInfo, array: _Array, request: _Request) -> str:
@@ -279,7 +297,7 @@ def _from_feeds(
             if request.limit is not None and seen >= request.limit:
                 return
             checked = _checked(feed, where, seen, request)
-            seen += _samples(checked)
+            seen += samples_of(checked)
             yield checked
 
     return Dataset(request.source, batches, request.sink, length=length if request.limit is None else None)
@@ -306,7 +324,8 @@ def _checked(feed: Mapping[str, Any], where: str, first: int, request: _Request)
     return result
 
 
-def _samples(feeds: Feeds) -> int:
+def samples_of(feeds: Feeds) -> int:
+    """Return how many samples a batch holds: the first axis of its first array that has axes."""
     return next((len(a) for a in feeds.values() if isinstance(a, np.ndarray) and a.ndim), 1)
 
 

@@ -2,7 +2,7 @@
 
 from graphopt.runtime.bench import BenchResult, Spread, bench
 from graphopt.runtime.callables import is_callable_spec, load_callable
-from graphopt.runtime.compare import Comparison, MetricValues, OutputDifference, compare
+from graphopt.runtime.compare import Comparison, MetricValues, OutputDifference, compare, measure
 from graphopt.runtime.session import InputInfo, Session, evaluate
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "evaluate",
     "is_callable_spec",
     "load_callable",
+    "measure",
 ]

@@ -170,7 +170,7 @@ def compare(
             kept[1].append(right)
     if not count:
         raise UsageError("no batch to compare the models on")
-    values = MetricValues(_measure(metric, kept[0]), _measure(metric, kept[1])) if metric is not None else None
+    values = MetricValues(measure(metric, kept[0]), measure(metric, kept[1])) if metric is not None else None
     results = tuple(s.result() for s in sums.values())
     return Comparison(results, count, values, rtol, atol, unsupported, notes)
 
@@ -312,7 +312,8 @@ def _cosine(product: float, power_a: float, power_b: float) -> float:
     return min(1.0, max(-1.0, product / math.sqrt(power_a) / math.sqrt(power_b)))
 
 
-def _measure(metric: Metric, outputs: list[dict[str, Any]]) -> float:
+def measure(metric: Metric, outputs: list[dict[str, Any]]) -> float:
+    """Return what ``metric`` makes of the outputs on all batches. Raises UsageError when it fails."""
     name = getattr(metric, "__qualname__", repr(metric))
     try:
         value = metric(outputs)

@@ -132,12 +132,15 @@ class Session:
         #: Names that may be fed: the inputs, and initializers that the model lists as inputs too.
         self.accepts = frozenset([i.name for i in self.inputs] + [a.name for a in initializers])
 
-    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None, *, share: bool = False
+    ) -> dict[str, Any]:
         """Run once and return the named outputs (default: all) by name.
 
         A tensor is returned as an array, a sequence as a list of arrays, an empty optional as None. Arrays in ``feeds``
-        are not copied when they are contiguous. Raises UsageError when names, dtypes or shapes of the feeds do not fit
-        the model, ModelError or TargetError when the run fails.
+        are not copied when they are contiguous. ``share=True`` returns tensors where the runtime computed them, without
+        a copy where it allows that: such arrays must not be written to. Raises UsageError when names, dtypes or shapes
+        of the feeds do not fit the model, ModelError or TargetError when the run fails.
         """
         missing = [i for i in self.inputs if i.name not in feeds and i.kind != "optional"]
         if missing:
@@ -152,7 +155,7 @@ class Session:
         if absent := set(names) - {o.name for o in wanted}:
             raise UsageError(f"the model has no output {min(absent)!r}", where=self.source)
         try:
-            return dict(zip(names, _execute(self._session, feeds, wanted, names), strict=True))
+            return dict(zip(names, _execute(self._session, feeds, wanted, names, share=share), strict=True))
         except _ort_errors() as error:
             _translate(error, self.source, running=True)
 
@@ -254,9 +257,13 @@ def _info(arg: Any) -> InputInfo:
     return InputInfo(arg.name, element.dtype, shape, _KINDS[outer])
 
 
-def _execute(session: Any, feeds: Mapping[str, Any], wanted: Sequence[InputInfo], names: list[str]) -> list[Any]:
+def _execute(
+    session: Any, feeds: Mapping[str, Any], wanted: Sequence[InputInfo], names: list[str], *, share: bool = False
+) -> list[Any]:
     values = {name: _to_ort(value) for name, value in feeds.items()}
-    if not any(o.dtype in _RAW_DTYPES for o in wanted):
+    plain = all(isinstance(value, np.ndarray) and value.dtype.kind != "O" for value in values.values())
+    share = share and plain and all(o.kind == "tensor" and o.dtype.kind != "O" for o in wanted)
+    if not share and not any(o.dtype in _RAW_DTYPES for o in wanted):
         return list(session.run(names, values))
     if odd := [o for o in wanted if o.kind != "tensor"]:
         raise ModelError(f"a {odd[0].kind} cannot be read beside an output numpy has no dtype for", where=odd[0].name)
