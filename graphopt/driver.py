@@ -13,20 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from graphopt import io
-from graphopt.diagnostics import DiagnosticSink
+from graphopt.calibration import Dataset, dataset_from_feeds, open_dataset, random_inputs
+from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
 from graphopt.errors import UsageError
 from graphopt.io.importer import DIAGNOSTICS
 from graphopt.io.surgeon import run_script
 from graphopt.ir import Model
+from graphopt.numeric import session_of
 from graphopt.pipeline import Instrument, Pipeline, Run, load_preset, parse, run_pipeline
 from graphopt.pipeline.instruments import Statistics, Verify
 from graphopt.report import report, write_report
+from graphopt.runner import Metric, ModelRunner, Progress
 from graphopt.runtime import evaluate
 from graphopt.soundness import InputCheck
 from graphopt.targets import Target
 from graphopt.version import __version__
 
 Source = Model | str | Path | bytes
+RANDOM = "random"
+"""The name under which made-up calibration data is asked for."""
+_RANDOM_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,10 @@ def optimize(
     preset: str = "lossless",
     pipeline: Pipeline | str | None = None,
     target: Target | None = None,
+    data: Dataset | str | Path | None = None,
+    metric: Metric | None = None,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
     verify: bool = True,
     instruments: Sequence[Instrument] = (),
     diagnostics: DiagnosticSink | None = None,
@@ -88,7 +98,9 @@ def optimize(
     """Run a pipeline over a model and write the result to ``output`` when given.
 
     ``model`` is a path, serialized bytes or a loaded model, which is then changed in place. ``pipeline`` (its text or a
-    Pipeline) wins over ``preset``. ``verify`` checks the invariants of the model after each pass. ``stop_after`` bounds
+    Pipeline) wins over ``preset``. ``data`` is calibration data, as :func:`open_data` takes it, ``metric`` tells how good
+    a model is on the user's own task (higher is better), ``cache`` is a file that keeps calibration statistics for the
+    next run, and ``progress`` is called as the data is gone through. ``verify`` checks the invariants of the model after each pass. ``stop_after`` bounds
     the executions of passes, ``fuel`` the rewrites of single passes by name. ``report_file`` gets the record of the run
     as JSON. Raises GraphOptError; then no model was written.
     """
@@ -104,6 +116,9 @@ def optimize(
         sink.add(diagnostic)
     # The importer has verified what it loaded; a model that was handed over may be anything.
     checks: list[Instrument] = [Verify(at_start=loaded is model)] if verify else []
+    dataset = data if data is None or isinstance(data, Dataset) else open_data(loaded, data, sink, seed=seed)
+    statistics = None if cache is None else Path(cache)
+    runner = ModelRunner(dataset, metric=metric, cache=statistics, progress=progress, diagnostics=sink)
     with ThreadPoolExecutor(1) as pool:  # hashing releases the interpreter, and large files take a while
         wanted = path is not None or report_file is not None
         hashing = pool.submit(sha256_of, model) if wanted else None
@@ -115,6 +130,7 @@ def optimize(
             instruments=[InputCheck(None if isinstance(model, Model) else model), *checks, *instruments],
             diagnostics=sink,
             target=target,
+            runner=runner,
             seed=seed,
             stop_after=stop_after,
             fuel=dict(fuel or {}),
@@ -126,6 +142,30 @@ def optimize(
     if report_file is not None:
         write_report(result.report(), Path(report_file))
     return result
+
+
+def open_data(
+    model: Model,
+    source: str | Path,
+    diagnostics: DiagnosticSink,
+    *,
+    seed: int = 0,
+    batch: int | None = None,
+    limit: int | None = None,
+    preprocess: Path | None = None,
+) -> Dataset:
+    """Open calibration data for ``model``: whatever ``open_dataset`` takes, or ``random`` for made-up numbers.
+
+    ``random`` gives ``limit`` (else 8) seeded inputs, and a warning: ranges of made-up numbers are not those of real
+    ones. Raises UsageError when the data does not exist or does not fit the model.
+    """
+    inputs = session_of(model).inputs
+    if str(source) != RANDOM:
+        return open_dataset(source, inputs, batch=batch, limit=limit, preprocess=preprocess)
+    text = "calibration on random numbers was asked for: the ranges found are not those of real inputs"
+    diagnostics.add(Diagnostic(Severity.WARNING, "DATA006", text, hint="give inputs of your own with --data"))
+    feeds = [random_inputs(inputs, seed + index) for index in range(limit or _RANDOM_SAMPLES)]
+    return dataset_from_feeds(feeds, inputs)
 
 
 def _run_surgeon(model: Model, function: str, cleanup: bool) -> Model:

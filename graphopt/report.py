@@ -52,6 +52,7 @@ def report(
         "rewrite_count": len(ctx.rewrites),
         "rewrites_by_pass": dict(Counter(rewrite.pass_name for rewrite in ctx.rewrites)),
         "statistics": statistics.to_json() if statistics else None,
+        "notes": ctx.notes,
         "diagnostics": [asdict(diagnostic) for diagnostic in ctx.diagnostics],
     }
     if rewrites:

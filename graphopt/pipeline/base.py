@@ -11,12 +11,14 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from graphopt.analysis.manager import Analysis, AnalysisManager, Evaluate
+from graphopt.analysis.statistics import Request, Statistics
 from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import Editor, Model, Node, Value
 from graphopt.ir.extract import extract
 from graphopt.ir.query import describe, place
-from graphopt.targets import Target
+from graphopt.pipeline.runner import Runner
+from graphopt.targets import HOST, Target, find
 
 A = TypeVar("A", bound=Analysis)
 SurgeonRunner = Callable[[Model, str, bool], Model]
@@ -64,7 +66,9 @@ class Rewrite:
 class PassContext:
     """What a pass may use besides the model. Passes keep no state of their own.
 
-    ``edit`` writes, ``get`` asks for an analysis, ``evaluate`` computes constants, ``rng`` is seeded for this run.
+    ``edit`` writes, ``get`` asks for an analysis, ``evaluate`` computes constants, ``rng`` is seeded for this run,
+    ``statistics`` asks for what calibration data tells, ``runner`` runs whole models on that data.
+    ``notes`` collects what passes have to say for the report, by the pass's name, as plain values.
     """
 
     edit: Editor
@@ -73,10 +77,13 @@ class PassContext:
     evaluator: Evaluate
     surgeon: SurgeonRunner | None = None
     target: Target | None = None
+    runner: Runner | None = None
     seed: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
     pass_name: str = ""
     rewrites: list[Rewrite] = field(default_factory=list)
     fuel: Callable[[Rewrite], bool] | None = None
+    _statistics: tuple[int, Statistics] | None = None
 
     def get(self, analysis: type[A], *, fresh: bool = False) -> A:
         """Return an analysis; ``fresh`` asks for all that can be known of the model as it is now."""
@@ -86,6 +93,27 @@ class PassContext:
         """Compute values that depend on constants only, all in one run. Raises ModelError when they cannot be run."""
         model, feeds, names = extract(self.edit.model, values)
         return self.evaluator(model, feeds, names)
+
+    def statistics(self, requests: Sequence[Request]) -> Statistics:
+        """Return the statistics asked for of the model as it is now, running it over the calibration data if needed.
+
+        Raises UsageError when there is no calibration data.
+        """
+        if self.runner is None or not self.runner.has_data:
+            raise UsageError(f"the pass {self.pass_name} needs calibration data", hint="give a data set with --data")
+        revision, known = self._statistics or (-1, Statistics())
+        if revision != self.edit.revision:
+            known = Statistics()
+        missing = [request for request in dict.fromkeys(requests) if request not in known]
+        if missing:
+            known = known.merge(self.runner.collect(self.edit.model, missing))
+            self._statistics = (self.edit.revision, known)
+        return known
+
+    @property
+    def host_or_target(self) -> Target:
+        """The target that the user named, or else this machine's CPU."""
+        return self.target or find(HOST)
 
     def nodes(self, *operators: str) -> list[Node]:
         """Return the nodes with these operators, nested graphs included, as a snapshot in a stable order."""

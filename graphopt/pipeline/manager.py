@@ -12,6 +12,7 @@ from graphopt.diagnostics import DiagnosticSink
 from graphopt.errors import GraphOptError, PassError, UsageError
 from graphopt.ir import Editor, Model
 from graphopt.pipeline.base import Changes, Pass, PassContext, Rewrite, SurgeonRunner
+from graphopt.pipeline.runner import Runner
 from graphopt.pipeline.spec import Fixpoint, Pipeline, Step
 from graphopt.targets import Target
 
@@ -145,11 +146,11 @@ class Run:
         return changes, time.perf_counter() - begin
 
 
-def check_needs(spec: Pipeline, available: frozenset[type[Any]]) -> None:
+def check_needs(spec: Pipeline, *, has_data: bool) -> None:
     """Refuse, before anything runs, a pipeline whose passes need an analysis that cannot be had."""
     for item in spec.passes():
         for need in item.needs:
-            if getattr(need, "wants_data", False) and need not in available:
+            if getattr(need, "wants_data", False) and not has_data:
                 raise UsageError(f"the pass {item.name} needs calibration data", hint="give a data set with --data")
 
 
@@ -162,6 +163,7 @@ def run_pipeline(
     instruments: Sequence[Instrument] = (),
     diagnostics: DiagnosticSink | None = None,
     target: Target | None = None,
+    runner: Runner | None = None,
     seed: int = 0,
     stop_after: int | None = None,
     fuel: dict[str, int] | None = None,
@@ -169,12 +171,13 @@ def run_pipeline(
     """Run ``spec`` over ``model`` in place and return the run with its records, rewrites and diagnostics.
 
     ``stop_after`` bounds the number of pass executions and ``fuel`` the number of rewrites of a pass, by its name.
-    ``surgeon`` runs a GraphSurgeon function for the pass of that name. Raises GraphOptError.
+    ``surgeon`` runs a GraphSurgeon function for the pass of that name, ``runner`` runs models on the calibration data.
+    Raises GraphOptError.
     """
-    check_needs(spec, frozenset())
+    check_needs(spec, has_data=runner is not None and runner.has_data)
     sink = diagnostics if diagnostics is not None else DiagnosticSink()
     editor = Editor(model)
-    ctx = PassContext(editor, AnalysisManager(editor, sink), sink, evaluator, surgeon, target, seed)
+    ctx = PassContext(editor, AnalysisManager(editor, sink), sink, evaluator, surgeon, target, runner, seed)
     if fuel:
         ctx.fuel = Fuel(dict(fuel))
     run = Run(model, spec, ctx, instruments, stop_after=stop_after)

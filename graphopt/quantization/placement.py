@@ -1,0 +1,155 @@
+"""Which nodes of a model compute with integers on a target, and so which values need Q/DQ pairs.
+
+Layers with constant weights (Conv, Gemm, MatMul) are the anchors. Other operators join where the chain stays in
+integers: every input comes from an integer node, or is quantized for an anchor anyway, and an integer node reads the
+output. Whatever only moves data joins likewise and shares its input's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from graphopt.ir import DataType, Model, Node, Value
+from graphopt.ir.query import is_constant, rank_of, scalar, sole_use
+from graphopt.targets import Quantization
+
+LINEAR = ("Conv", "Gemm", "MatMul")
+WEIGHT = 1
+"""The operators with weights, and which of their inputs the weights are."""
+
+Declined = Callable[[Node, str], None]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """``nodes`` compute with integers, in graph order; ``values`` maps each value that gets a Q/DQ pair to the one
+    whose grid it shares, mostly itself; ``made`` holds those of them that integer nodes produce, so that whoever reads
+    them reads rounded numbers.
+    """
+
+    nodes: tuple[Node, ...]
+    values: dict[Value, Value]
+    made: frozenset[Value]
+
+    @property
+    def layers(self) -> tuple[Node, ...]:
+        """The nodes with weights."""
+        return tuple(node for node in self.nodes if node.op_type in LINEAR)
+
+
+def place(model: Model, facts: Quantization, keep: Collection[str] = (), declined: Declined | None = None) -> Placement:
+    """Choose the integer nodes of ``model``'s main graph; ``keep`` names nodes that stay in float.
+
+    ``declined`` is told of each layer that cannot be quantized, and why.
+    """
+    say = declined or (lambda node, why: None)
+    order = [node for node in model.graph if node.domain == ""]
+    kept = frozenset(keep)
+    anchors = [node for node in order if node.op_type in LINEAR and node.op_type in facts.kernels]
+    chosen = {node for node in anchors if node.name not in kept and _quantizable(node, say)}
+    joining = {
+        node for node in order if node not in chosen and node.name not in kept and _may_join(node, facts, chosen)
+    }
+    chosen |= _supported(order, chosen, joining, facts)
+    nodes = tuple(node for node in order if node in chosen)
+    values, made = _values(nodes, facts)
+    return Placement(nodes, values, made)
+
+
+def written(node: Node, facts: Quantization) -> Value:
+    """Return what an integer node writes: its output, or that of the activation its kernel does too."""
+    value = node.outputs[0]
+    reader = sole_use(value)
+    if reader is None or reader.domain != "" or reader.op_type not in facts.absorbed.get(node.op_type, ()):
+        return value
+    bounds = reader.inputs[1:] if reader.op_type == "Clip" else ()
+    constant = all(bound is None or scalar(bound) is not None for bound in bounds)
+    return reader.outputs[0] if constant else value
+
+
+def read(node: Node, facts: Quantization) -> list[Value]:
+    """Return the computed values that an integer node reads as integers."""
+    if node.op_type in facts.moves:
+        wanted: list[Value | None] = [node.inputs[0]]
+    else:
+        indices = facts.kernels[node.op_type] or range(len(node.inputs))
+        wanted = [node.inputs[index] for index in indices if index < len(node.inputs)]
+    return [value for value in wanted if value is not None and not is_constant(value)]
+
+
+def _quantizable(node: Node, say: Declined) -> bool:
+    data, weight = node.inputs[0], node.inputs[WEIGHT]
+    if data is None or weight is None:
+        return False
+    if not is_constant(weight):
+        # Attention multiplies two computed values: that is no layer, and nobody expects it to be one.
+        if node.op_type != "MatMul":
+            say(node, "its weights are computed")
+        return False
+    if is_constant(data) or weight.dtype != DataType.FLOAT:
+        say(node, "its input is constant" if is_constant(data) else f"its weights are {weight.dtype}, not FLOAT")
+        return False
+    if node.op_type != "Conv" and rank_of(weight) != 2:
+        say(node, f"its weights have rank {rank_of(weight)}, not 2")
+        return False
+    attributes = {name: node.attributes[name].value for name in ("alpha", "beta", "transA") if name in node.attributes}
+    if node.op_type == "Gemm" and (attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0):
+        say(node, "alpha or beta is not 1")
+        return False
+    if node.op_type == "Gemm" and attributes.get("transA", 0):
+        say(node, "its input is transposed")
+        return False
+    return True
+
+
+def _may_join(node: Node, facts: Quantization, chosen: Collection[Node]) -> bool:
+    if node.op_type in LINEAR or (node.op_type not in facts.kernels and node.op_type not in facts.moves):
+        return False
+    values = [value for value in read(node, facts) if value is not None]
+    floats = all(value.dtype == DataType.FLOAT for value in [*values, node.outputs[0]])
+    constants = [v for v in node.inputs if v is not None and is_constant(v) and v.dtype == DataType.FLOAT]
+    return floats and bool(values) and len(node.outputs) == 1 and not (constants and node.op_type == "Concat")
+
+
+def _supported(order: list[Node], anchors: Collection[Node], joining: set[Node], facts: Quantization) -> set[Node]:
+    """Return the largest part of ``joining`` whose members are each fed and read by integer nodes."""
+    wanted = {value for node in anchors for value in read(node, facts)}
+    for node in reversed(order):  # a reader comes after what it reads, so one sweep settles who is read
+        if node not in joining:
+            continue
+        if written(node, facts) in wanted:
+            wanted.update(read(node, facts))
+        else:
+            joining.discard(node)
+    shared = {value for node in anchors for value in read(node, facts)}
+    made = {written(node, facts) for node in anchors if node.op_type in facts.needs_output}
+    for node in order:
+        if node not in joining:
+            continue
+        inputs = read(node, facts)
+        if all(value in made or value in shared for value in inputs) and any(value in made for value in inputs):
+            made.add(written(node, facts))
+        else:
+            joining.discard(node)
+    # Losing its feeder may leave a node without a reader again; each round removes at least one.
+    readable = {value for node in (*anchors, *joining) for value in read(node, facts)}
+    orphans = {node for node in joining if written(node, facts) not in readable}
+    return _supported(order, anchors, joining - orphans, facts) if orphans else joining
+
+
+def _values(nodes: tuple[Node, ...], facts: Quantization) -> tuple[dict[Value, Value], frozenset[Value]]:
+    values: dict[Value, Value] = {}
+    made = set()
+    for node in nodes:
+        inputs = read(node, facts)
+        for value in inputs:
+            values.setdefault(value, value)
+        output = written(node, facts)
+        if node.op_type in facts.moves:
+            values[output] = values[inputs[0]]
+            made.add(output)
+        elif node.op_type in facts.needs_output:
+            values.setdefault(output, output)
+            made.add(output)
+    return values, frozenset(made)
