@@ -1,11 +1,12 @@
 """Measure graphopt against other tools.
 
-usage: python tools/bench.py simplify [--model NAME]... [--tool NAME]... [--json FILE]
+usage: python tools/bench.py simplify|quantize [--model NAME]... [--tool NAME]... [--json FILE]
 """
 
 from __future__ import annotations
 
 import click
+from bench_quantize import quantize
 from bench_scale import scale
 from bench_simplify import simplify
 
@@ -16,6 +17,7 @@ def bench() -> None:
 
 
 bench.add_command(simplify)
+bench.add_command(quantize)
 bench.add_command(scale)
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ ENVIRONMENTS = {
         "onnxoptimizer==0.4.2",
         "onnxscript==0.7.2",
     ),
+    "ort": ("onnx==1.23.2", "onnxruntime==1.31.1", "sympy==1.14.0"),
+    "nncf": ("nncf==3.4.0", "onnx==1.23.2", "onnxruntime==1.31.1", "sympy==1.14.0"),
 }
 
 
