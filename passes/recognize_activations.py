@@ -15,7 +15,8 @@ After (opset 20)::
 Recognised: Gelu by Erf and by Tanh, HardSigmoid and HardSwish (before opset 14 as HardSigmoid and Mul), Mish, Sigmoid,
 Relu, LeakyRelu and Clip, in the orders that exporters write them. Time of the single operator against what onnxruntime
 1.31's CPU provider makes of the parts (1x128x384, one thread): Gelu 1.00 (it fuses the Erf form itself), Gelu by Tanh
-0.47, HardSigmoid 0.52, HardSwish 0.60, Mish 1.00, Relu 0.84. Not done unless asked for: Swish (1.30, because the parts
+0.47, HardSigmoid 0.52, HardSwish 0.60, Mish 1.00, Relu 0.84. Before opset 20, Gelu by Erf becomes
+``com.microsoft::Gelu`` where the target runs that domain. Not done unless asked for: Swish (1.30, because the parts
 run as one fused operator) and Softplus (4.3; it also stays finite where ``exp(x)`` overflows, and the parts do not).
 
 Where the parts overflow on the way to a finite result (|x| above 1e12 in ``x**3``, above 5e37 in ``6 * x``), the single
@@ -57,6 +58,7 @@ class Rule:
     pattern: Pattern
     read: Callable[[Match], Mapping[str, float | str] | None] = lambda found: {}
     dtypes: tuple[DataType, ...] = _SINGLE
+    domain: str = ""
 
 
 X = Wild("x")
@@ -144,7 +146,7 @@ _RULES = (
     Rule("HardSwish", 14, "HardSigmoid", 1, op("Mul", X, Op("HardSigmoid", (X,), "gate")), _hard_swish),
     Rule("HardSigmoid", 6, "Clip", 1, _HARD_GATE, _hard_sigmoid),
     Rule("HardSigmoid", 6, "Clip", 0, Op("Clip", (_LINE,), "clip"), _hard_sigmoid),
-    Rule("Gelu", 20, "Erf", 3, _gated(_erf_gate())),
+    Rule("Gelu", 20, "Erf", 3, _gated(_erf_gate()), domain="com.microsoft"),
     Rule("Gelu", 20, "Tanh", 3, _gated(_tanh_gate()), lambda found: {"approximate": "tanh"}, _FLOATS),
     Rule("Mish", 18, "Softplus", 2, op("Mul", X, op("Tanh", op("Softplus", X))), dtypes=_FLOATS),
 )
@@ -176,10 +178,11 @@ class RecognizeActivations(Pass):
                 attributes = None if found is None else _attributes(rule, found)
                 if found is None or attributes is None:
                     continue
-                if opset(model) < rule.since:
+                domain = _domain(rule, found, ctx)
+                if domain is None:
                     out_of_reach.setdefault(f"{rule.operator} (opset {rule.since})", []).append(root)
                 elif ctx.may_rewrite(root, f"it ends a decomposed {rule.operator}"):
-                    ctx.edit.replace(root, [_emit(rule.operator, found.values["x"], attributes, root, ctx)])
+                    ctx.edit.replace(root, [_emit(rule.operator, domain, found.values["x"], attributes, root, ctx)])
                     changes[rule.operator] += 1
         for operator, roots_left in out_of_reach.items():
             why = f"{len(roots_left)} decomposed {operator} stay: the model has opset {opset(model)}"
@@ -193,7 +196,17 @@ def _attributes(rule: Rule, found: Match) -> Mapping[str, float | str] | None:
     return rule.read(found)
 
 
-def _emit(operator: str, x: Value, attributes: Mapping[str, float | str], root: Node, ctx: PassContext) -> Value:
+def _domain(rule: Rule, found: Match, ctx: PassContext) -> str | None:
+    """Return the domain to take the operator from, ``None`` where neither the model's opset nor the target has it."""
+    if opset(ctx.edit.model) >= rule.since:
+        return ""
+    runs = ctx.target is not None and rule.domain in ctx.target.domains
+    return rule.domain if runs and found.values["x"].dtype == DataType.FLOAT else None
+
+
+def _emit(
+    operator: str, domain: str, x: Value, attributes: Mapping[str, float | str], root: Node, ctx: PassContext
+) -> Value:
     like, version = root.outputs[0], opset(ctx.edit.model)
     if operator == "HardSwish" and version < 14:
         gate = ctx.edit.insert_before(root, "HardSigmoid", [x], {"alpha": 1 / 6, "beta": 0.5}, like=like)
@@ -202,4 +215,6 @@ def _emit(operator: str, x: Value, attributes: Mapping[str, float | str], root: 
         dtype = x.dtype.numpy()
         bounds = [ctx.edit.constant(np.array(attributes[key], dtype), f"{like.name}.{key}") for key in ("min", "max")]
         return ctx.edit.insert_before(root, "Clip", [x, *bounds], like=like).outputs[0]
-    return ctx.edit.insert_before(root, operator, [x], dict(attributes), like=like).outputs[0]
+    if domain and domain not in ctx.edit.model.opset_imports:
+        ctx.edit.set_opset(1, domain)
+    return ctx.edit.insert_before(root, operator, [x], dict(attributes), domain=domain, like=like).outputs[0]

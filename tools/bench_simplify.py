@@ -1,4 +1,7 @@
-"""``bench.py simplify``: graphopt's lossless preset against other simplifiers, one process for each tool and model."""
+"""``bench.py simplify``: graphopt's lossless preset against other simplifiers, one process for each tool and model.
+
+graphopt is given the target ort-cpu, onnxruntime on this machine's CPU, because that is where the bench measures.
+"""
 
 from __future__ import annotations
 

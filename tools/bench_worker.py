@@ -24,6 +24,7 @@ Job = Callable[[str, str], None]
 
 def prepare_graphopt() -> Job:
     import graphopt
+    from graphopt.targets import HOST, find
 
     own = [module.name for module in pkgutil.walk_packages(graphopt.__path__, "graphopt.")]
     for module in ("onnx_ir", "onnxruntime", *own):
@@ -31,7 +32,7 @@ def prepare_graphopt() -> Job:
             importlib.import_module(module)
 
     def job(source: str, target: str) -> None:
-        graphopt.optimize(source, output=target, preset="lossless")
+        graphopt.optimize(source, output=target, preset="lossless", target=find(HOST))
 
     return job
 

@@ -11,6 +11,7 @@ from graphopt.analysis.manager import AnalysisManager
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.diagnostics import Diagnostic, Severity
 from graphopt.ir import DataType, Editor, ExternalTensor, Model, Node, TensorProtocol, Value, graphs, is_constant, nodes
+from graphopt.ir.edit import operator_key
 from graphopt.ir.infer import infer
 from graphopt.ir.query import attr, place, shape_of, static_shape, tensor_of
 from graphopt.ir.tensors import string_items
@@ -68,7 +69,7 @@ class Cost:
         unknown = []
         computed = 0
         for node in nodes(model):
-            count = _COUNTERS.get(node.op_type) if node.domain == "" else None
+            count = _COUNTERS.get(operator_key(node))
             if count is None:
                 continue
             found = count(node, sizes)
@@ -76,7 +77,8 @@ class Cost:
                 unknown.append(place(node))
                 continue
             macs[node] = found
-            if node.op_type in _PRODUCTS and not any(is_constant(value) for value in node.inputs):
+            operands = _OPERANDS.get(operator_key(node), ())
+            if operands and not any(is_constant(node.inputs[index]) for index in operands):
                 computed += found
         tensors = parameters(model)
         elements = sum(tensor.size for tensor in tensors)
@@ -197,7 +199,16 @@ def _recurrent(node: Node, sizes: _Sizes) -> int | None:
     return data[0] * data[1] * (math.prod(weight) + math.prod(recurrence))
 
 
-_PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"})
+def _attention(node: Node, sizes: _Sizes) -> int | None:
+    """Each pair of a query and a key takes a product over the width of the keys and one over that of the values."""
+    query, key, values = (sizes(_input(node, index)) for index in range(3))
+    if query is None or key is None or values is None or not len(query) == len(key) == len(values) == 3:
+        return None
+    return query[0] * query[1] * key[1] * (query[2] + values[2])
+
+
+_ATTENTION = "com.microsoft::MultiHeadAttention"
+_OPERANDS = {"MatMul": (0, 1), "Gemm": (0, 1), "MatMulInteger": (0, 1), "QLinearMatMul": (0, 3), _ATTENTION: (0, 1, 2)}
 _COUNTERS: dict[str, _Counter] = {
     "Conv": _convolution(1),
     "ConvInteger": _convolution(1),
@@ -210,4 +221,5 @@ _COUNTERS: dict[str, _Counter] = {
     "LSTM": _recurrent,
     "GRU": _recurrent,
     "RNN": _recurrent,
+    _ATTENTION: _attention,
 }

@@ -15,6 +15,7 @@ from graphopt.analysis.shapes import Shapes
 from graphopt.analysis.size_facts import FOLLOWED, Elements, SizeFacts, Sizes
 from graphopt.analysis.symbolic import Expr
 from graphopt.ir import DataType, Model, Node, Value, graphs
+from graphopt.ir.edit import operator_key
 
 _LARGEST = {DataType.INT64: (1 << 63) - 1, DataType.INT32: (1 << 31) - 1, DataType.BOOL: 1}
 
@@ -34,7 +35,7 @@ class ShapeValues:
             for value in graph.inputs:
                 facts.declare(value)
             for node in graph:
-                if node.domain == "" and node.inputs and node.op_identifier() not in model.functions:
+                if node.inputs and node.op_identifier() not in model.functions:
                     follow(node, facts)
         return cls(facts)
 
@@ -48,12 +49,13 @@ class ShapeValues:
 
 
 def follow(node: Node, facts: SizeFacts) -> None:
-    """Add to ``facts`` what they tell of the outputs of ``node``, one of ONNX's own domain."""
-    size_rule = size_rules.RULES.get(node.op_type)
+    """Add to ``facts`` what they tell of the outputs of ``node``, which is no call of a function."""
+    operator = operator_key(node)
+    size_rule = size_rules.RULES.get(operator)
     sizes = size_rule(node, facts) if size_rule is not None else None
     if sizes is not None:
         facts.put_sizes(node.outputs[0], sizes)
-    element_rule = element_rules.RULES.get(node.op_type)
+    element_rule = element_rules.RULES.get(operator)
     # A vector of floats has no elements that matter here, and one of unknown type has no known meaning.
     if element_rule is None or node.outputs[0].dtype not in FOLLOWED:
         return

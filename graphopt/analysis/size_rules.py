@@ -295,10 +295,18 @@ Mean Min Mod Mul Or Pow Sub Sum Where Xor"""
 _REDUCE = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
 ReduceSumSquare"""
 
+def _attention(node: Node, facts: SizeFacts) -> Found:
+    """Queries of [batch, length, width] and values of [batch, length, width]; other layouts are not followed."""
+    query, values = (facts.sizes(node.inputs[index]) if len(node.inputs) > index else None for index in (0, 2))
+    return [*query[:2], values[2]] if query and values and len(query) == len(values) == 3 else None
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_SAME.split(), _like_first),
     **dict.fromkeys(_BROADCAST.split(), _elementwise),
     **dict.fromkeys(_REDUCE.split(), _reduce),
+    "com.microsoft::Gelu": _like_first,
+    "com.microsoft::MultiHeadAttention": _attention,
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,

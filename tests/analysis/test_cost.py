@@ -68,6 +68,29 @@ def test_a_product_of_two_computed_operands_is_counted_apart():
     assert cost.computed == 2 * 3 * 4 * 5
 
 
+def test_a_constant_that_is_only_added_leaves_a_product_computed():
+    text = "g (float[3,7] x, float[7,5] z) => (float[a,b] y) { y = Gemm(x, z, c) }"
+    cost, _ = cost_of(text, {"c": (5,)})
+
+    assert cost.computed == cost.total_macs == 3 * 7 * 5
+
+
+def test_attention_takes_two_products_for_each_pair_of_query_and_key():
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+        g (float[n, 3, 8] q, float[n, 5, 8] k, float[n, 5, 12] v, float[12, 7] w) => (float[a, b, c] y) {
+            h = com.microsoft.MultiHeadAttention <num_heads = 2> (q, k, v)
+            g = com.microsoft.Gelu(h)
+            y = MatMul(g, w)
+        }"""
+    )
+    cost = Cost.measure(io.from_proto(proto), {"n": 2})
+
+    assert cost.computed == 2 * 3 * 5 * (8 + 12)
+    assert cost.total_macs == cost.computed + 2 * 3 * 12 * 7
+    assert not cost.unknown
+
+
 def test_symbolic_dimensions_are_bound_by_name_and_count_as_one_otherwise():
     proto = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 17]>

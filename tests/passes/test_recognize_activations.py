@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers import codes, model_of, operators, optimized, run
+from graphopt.driver import optimize
+from graphopt.targets import find
+from tests.helpers import clone, codes, model_of, operators, optimized, run
 
 EDGES = np.array([0, -0.0, 1, -1, 3, -3, 6, -6, 0.1, -0.1, 100, -100, 1e4, -1e4, 1e-30, np.inf, -np.inf, np.nan])
 CONSTANTS = {
@@ -167,6 +169,32 @@ def test_says_when_the_opset_is_too_low() -> None:
     after, result = optimized(before, "recognize-activations")
     assert operators(after) == operators(before)
     assert codes(result) == {"ACT001"}
+
+
+GELU = f"{ERF} m = Mul(x, g) y = Mul(m, half)"
+
+
+def test_takes_gelu_from_the_targets_own_domain_where_the_opset_lacks_it() -> None:
+    before = model_of(f"g (float[n] x) => (y) {{ {GELU} }}", weights=constants())
+    after = clone(before)
+    result = optimize(after, pipeline="recognize-activations", target=find("cpu-x64"))
+    assert [node.op_identifier() for node in after.graph] == [("com.microsoft", "Gelu", "")]
+    assert after.opset_imports["com.microsoft"] == 1
+    assert not codes(result)
+    x = EDGES.astype(np.float32)
+    same(run(before, {"x": x})[0], run(after, {"x": x})[0], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("opset", "dtype"),
+    [(20, np.float32), (17, np.float64), (17, np.float16)],
+    ids=["ONNX has it", "no kernel for double", "no kernel for float16"],
+)
+def test_stays_with_onnx_where_it_has_gelu_or_the_target_no_kernel(opset: int, dtype: type) -> None:
+    kind = {np.float32: "float", np.float64: "double", np.float16: "float16"}[dtype]
+    model = model_of(f"g ({kind}[n] x) => (y) {{ {GELU} }}", opset=opset, weights=constants(dtype))
+    optimize(model, pipeline="recognize-activations", target=find("cpu-x64"))
+    assert {node.domain for node in model.graph} == {""}
 
 
 def test_swish_and_softplus_on_request() -> None:
