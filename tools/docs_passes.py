@@ -53,7 +53,7 @@ def _section(kind: type[Pass]) -> str:
 
 def _option(kind: type[Pass], item: dataclasses.Field[Any]) -> str:
     bounds = [f"{_SIGNS[key]} {bound:g}" for key, bound in item.metadata["bounds"].items()]
-    bounds += item.metadata["choices"] or []
+    bounds += map(str, item.metadata["choices"] or ())
     cells = ["any name", "int", ""]
     if item.name != kind.free_options:
         cells = [item.name, str(item.type), f"`{format_option(item.default)}`"]

@@ -78,12 +78,13 @@ def test_a_constant_that_is_only_added_leaves_a_product_computed():
 def test_attention_takes_two_products_for_each_pair_of_query_and_key():
     proto = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
-        g (float[n, 3, 8] q, float[n, 5, 8] k, float[n, 5, 12] v, float[12, 7] w) => (float[a, b, c] y) {
+        g (float[n, 3, 8] q, float[n, 5, 8] k, float[n, 5, 12] v) => (float[a, b, c] y) {
             h = com.microsoft.MultiHeadAttention <num_heads = 2> (q, k, v)
             g = com.microsoft.Gelu(h)
             y = MatMul(g, w)
         }"""
     )
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros((12, 7), np.float32), "w"))
     cost = Cost.measure(io.from_proto(proto), {"n": 2})
 
     assert cost.computed == 2 * 3 * 5 * (8 + 12)

@@ -32,8 +32,8 @@ WEIGHTS = {
     "across": np.array([1, -1, HEADS, WIDTH // HEADS]),
     "whole": np.array([0, 0, WIDTH]),
     "flat": np.array([-1, WIDTH]),
-    "eight": np.float32(8),
-    "zero": np.float32(0),
+    "eight": np.array(8, np.float32),
+    "zero": np.array(0, np.float32),
     "eighth": np.array([0.125], np.float32),
     "gain": normal(WIDTH),
     "causal": np.triu(np.full((5, 5), -np.inf, np.float32), 1),
@@ -65,7 +65,7 @@ def feeds(n: int = 2, s: int = 3, t: int = 5) -> dict[str, np.ndarray[Any, Any]]
     return {"q": normal(n, s, WIDTH), "k": normal(n, t, WIDTH), "v": normal(n, t, WIDTH)}
 
 
-SAME = {
+SAME: dict[str, dict[str, Any]] = {
     "a quotient of the scores": {},
     "a product": {"scores": "a = MatMul(qt, kt) b = Mul(eighth, a)"},
     "no factor": {"scores": "b = MatMul(qt, kt)"},
@@ -134,7 +134,7 @@ def test_takes_a_constant_mask() -> None:
     check_equivalent(before, after, feeds(2, 5, 5))
 
 
-OTHER = {
+OTHER: dict[str, dict[str, Any]] = {
     "a mask for the keys alone": {"inputs": "float[n, 1, 1, t] m", "softmax": "d = Add(b, m) p = Softmax(d)"},
     "a mask of unknown size": {"inputs": "float[e, 1, f, h] m", "softmax": "d = Add(b, m) p = Softmax(d)"},
     "a mask by Where": {"inputs": "bool[n, 1, s, t] m", "softmax": "d = Where(m, b, eight) p = Softmax(d)"},
