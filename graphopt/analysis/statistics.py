@@ -161,7 +161,8 @@ class Histogram(Statistic):
         low, high = float(flat.min()), float(flat.max())
         exponent = bin_exponent(low, high)
         first = bin_index(low, exponent)
-        index = np.floor(flat * flat.dtype.type(2.0**-exponent)).astype(np.int64) - first
+        kind = scaling_type(flat.dtype, exponent)
+        index = np.floor(np.multiply(flat, kind(2.0**-exponent), dtype=kind)).astype(np.int64) - first
         return cls(exponent, first, np.bincount(index), low, high)
 
     def coarsened(self, exponent: int) -> Histogram:
@@ -203,6 +204,14 @@ def bin_exponent(low: float, high: float) -> int:
     while bin_index(high, exponent) - bin_index(low, exponent) >= BINS:
         exponent += 1
     return exponent
+
+
+def scaling_type(dtype: np.dtype[Any], exponent: int) -> type[np.float32] | type[np.float64]:
+    """Return the type in which numbers of ``dtype`` divided by 2**exponent keep their floor.
+
+    A small float32 divided by more than one may become zero, and so a negative one leave its bin.
+    """
+    return np.float32 if dtype == np.float32 and exponent <= 0 else np.float64
 
 
 def bin_index(value: float, exponent: int) -> int:
@@ -336,7 +345,7 @@ class Statistics(Mapping[Request, Any]):
                         arrays.setdefault(int(number), {})[field] = stored[name]
             entries = [(_request(asked), plain | arrays.get(number, {})) for number, (asked, plain) in enumerate(index)]
             return cls((request, KINDS[request.kind](**fields)) for request, fields in entries)
-        except (KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        except (KeyError, TypeError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"not statistics of graphopt: {error}") from error
 
 

@@ -18,6 +18,7 @@ from graphopt.analysis.statistics import (
     Statistic,
     bin_exponent,
     bin_index,
+    scaling_type,
 )
 from graphopt.calibration.grams import GramSum
 from graphopt.errors import UsageError
@@ -96,13 +97,13 @@ class _HistogramObserver:
         self._cover(low, high)
         assert self._grid is not None
         grid, flat = self._grid, array.reshape(-1)
-        kind = flat.dtype.type
+        kind = scaling_type(flat.dtype, grid.exponent)
         scale, first, bins = kind(2.0**-grid.exponent), kind(grid.first), len(grid.counts)
         scaled, index = np.empty(min(_CHUNK, flat.size), kind), np.empty(min(_CHUNK, flat.size), np.intp)
         for start in range(0, flat.size, _CHUNK):
             part = flat[start : start + _CHUNK]
             one, two = scaled[: part.size], index[: part.size]
-            np.multiply(part, scale, out=one)
+            np.multiply(part, scale, out=one, dtype=kind)
             np.floor(one, out=one)
             # Bins are never finer than the type's steps, so that this difference is exact.
             np.subtract(one, first, out=one)
