@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -22,7 +21,9 @@ import click
 import numpy as np
 from bench_quantize_data import Arrays, Task, all_tasks
 from bench_quantize_time import Stopwatch, in_turns
+from bench_quantize_tool import Record, run_tool
 from bench_quantize_worker import TOOLS
+from bench_quantize_zoo import growth, quantize_zoo, zoo_table
 from numpy.typing import NDArray
 from peers import python_of
 from tqdm import tqdm
@@ -31,34 +32,10 @@ import graphopt
 from graphopt.errors import GraphOptError
 from graphopt.runtime import Session
 
-WORKER = Path(__file__).with_name("bench_quantize_worker.py")
 GRAPHOPT, FLOAT, DYNAMIC = "graphopt", "float", "ort-dynamic"
 HEAVIEST = "ort-percentile"
 ENVIRONMENTS = {"nncf": "nncf", "onnxsim": "simplifiers"}
 OPTIONAL = "AMD Quark and AIMET are not run: they install PyTorch and take long"
-
-
-@dataclass
-class Record:
-    """What one tool did to one model.
-
-    ``score`` is the share of test inputs that is right; ``sqnr_db`` goes over all outputs on all test inputs, against
-    the float model's. ``latency`` is the median, over rounds in which all models take turns, of the time over that of
-    the float model in the same round. ``seconds`` go from file to file without imports; ``peak_mb`` is the largest
-    anonymous memory of the process. ``note`` says what the tool needed done, ``failure`` why numbers are missing.
-    """
-
-    model: str
-    tool: str
-    version: str | None = None
-    score: float | None = None
-    sqnr_db: float | None = None
-    latency: float | None = None
-    seconds: float | None = None
-    peak_mb: float | None = None
-    bytes: int | None = None
-    note: str | None = None
-    failure: str | None = None
 
 
 class Recorder:
@@ -99,35 +76,6 @@ def decibel(signal: float, noise: float) -> float:
     if math.isnan(noise) or not signal:
         return -math.inf
     return math.inf if noise == 0.0 else 10.0 * math.log10(signal / noise)
-
-
-def run_tool(
-    record: Record, python: Path, source: Path, calibration: Path, target: Path, *, timeout: float, memory: float
-) -> None:
-    """Run the tool in a process of its own and note its time and memory, or why it failed."""
-    files = [str(source), str(calibration), str(target)]
-    command = [str(python), str(WORKER), record.tool, *files, str(memory)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        record.failure = f"no result in {timeout:g} s"
-        return
-    if done.returncode or not target.is_file():
-        record.failure = f"exit code {done.returncode}: {reason(done.stderr)}"
-        return
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    record.version, record.note = answer["version"], answer["note"]
-    record.seconds, record.peak_mb = answer["seconds"], answer["peak_mb"]
-    record.bytes = target.stat().st_size + sum(
-        f.stat().st_size for f in target.parent.glob(f"{target.name}.*") if f.suffix != ".json"
-    )
-
-
-def reason(stderr: str) -> str:
-    """Return the line of a tool's complaints that says most: the last one that names an error."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or [""]
-    named = [line for line in lines if "Error" in line or line.startswith("graphopt:")]
-    return (named or lines)[-1][:160]
 
 
 def score(record: Record, task: Task, path: Path, limit: int | None, reference: list[NDArray[Any]] | None) -> Recorder:
@@ -273,6 +221,8 @@ def machine() -> dict[str, Any]:
 @click.option("--peers-python", type=click.Path(exists=True, path_type=Path), help="an interpreter that has the peers")
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="keep the quantized models here")
 @click.option("--reuse", is_flag=True, help="take what --keep has from an earlier run; scores and latency are new")
+@click.option("--zoo", is_flag=True, help="instead: graphopt on every model, calibrated on made-up inputs")
+@click.option("--growth", "grow", is_flag=True, help="instead: graphopt's memory on ten times the inputs")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="write all numbers here too")
 def quantize(
     names: tuple[str, ...],
@@ -284,21 +234,47 @@ def quantize(
     peers_python: Path | None,
     keep: Path | None,
     reuse: bool,
+    zoo: bool,
+    grow: bool,
     json_path: Path | None,
 ) -> None:
-    tasks = [t for t in all_tasks() if not names or t.name in names]
-    if unknown := set(names) - {t.name for t in tasks}:
-        raise click.UsageError(f"no model named {min(unknown)}; there are {', '.join(t.name for t in all_tasks())}")
     settings = Settings(limit, rounds, timeout, memory_limit, peers_python, reuse)
-    records: list[Record] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        for task in tasks:
-            records += run_task(task, tools or tuple(TOOLS), folder, settings)
-            if json_path is not None:
-                # After every model, so that a run that is broken off leaves what it has measured.
-                report = {"machine": machine(), "skipped": OPTIONAL, "records": [asdict(r) for r in records]}
-                json_path.write_text(json.dumps(report, indent=1) + "\n")
+        if grow:
+            click.echo(growth(folder, timeout=timeout, memory=memory_limit).render())
+        elif zoo:
+            records = quantize_zoo(names, folder, Stopwatch(rounds), timeout=timeout, memory=memory_limit)
+            write(json_path, records)
+            click.echo(zoo_table(records))
+        else:
+            against_peers(chosen_tasks(names), tools or tuple(TOOLS), folder, settings, json_path)
+
+
+def chosen_tasks(names: tuple[str, ...]) -> list[Task]:
+    """Return the tasks of those names; all without names. Raises click.UsageError for a name that there is not."""
+    every = all_tasks()
+    if unknown := set(names) - {t.name for t in every}:
+        raise click.UsageError(f"no model named {min(unknown)}; there are {', '.join(t.name for t in every)}")
+    return [t for t in every if not names or t.name in names]
+
+
+def against_peers(
+    tasks: list[Task], tools: tuple[str, ...], folder: Path, settings: Settings, json_path: Path | None
+) -> None:
+    """Print the table of all models and tools."""
+    records: list[Record] = []
+    for task in tasks:
+        records += run_task(task, tools, folder, settings)
+        # After every model, so that a run that is broken off leaves what it has measured.
+        write(json_path, records)
     click.echo(table(records, {t.name: t.metric for t in tasks}))
     click.echo(f"- {OPTIONAL}")
+
+
+def write(path: Path | None, records: list[Record]) -> None:
+    """Write all numbers as JSON, when a path was given."""
+    if path is not None:
+        report = {"machine": machine(), "skipped": OPTIONAL, "records": [asdict(r) for r in records]}
+        path.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,6 +1,8 @@
 """Quantize one model with one tool in this process and print what it took, as one line of JSON.
 
-usage: bench_quantize_worker.py TOOL INPUT CALIBRATION.npz OUTPUT [MEMORY_LIMIT_GB]
+usage: bench_quantize_worker.py TOOL INPUT CALIBRATION OUTPUT [MEMORY_LIMIT_GB]
+
+CALIBRATION is an .npz file of samples; graphopt also takes a folder of .npz files, each a batch.
 
 It runs in the environment that holds the tool (see peers.py), so it imports nothing but that tool and numpy. The time
 goes from the float file on disk to the saved quantized one, with whatever preparation the tool's manual asks for;
@@ -238,7 +240,7 @@ def main() -> None:
 
     watcher = threading.Thread(target=watch, daemon=True)
     with tempfile.TemporaryDirectory() as folder:
-        samples = mapped(Path(calibration), folder)
+        samples = mapped(Path(calibration), folder) if Path(calibration).is_file() else {}
         watcher.start()
         start = time.perf_counter()
         note = job(Path(source), Path(calibration), samples, Path(target))
