@@ -24,9 +24,7 @@ def kmeans(
     flat = np.asarray(w, np.float64).reshape(-1)
     weights = np.ones_like(flat) if importance is None else np.broadcast_to(importance, w.shape).reshape(-1) + 0.0
     values, place = np.unique(flat, return_inverse=True)
-    mass = np.bincount(place, weights, len(values))
-    if not mass.any():
-        mass = np.bincount(place, minlength=len(values)).astype(np.float64)
+    mass: Array = np.bincount(place, weights if weights.any() else np.ones_like(flat), len(values)).astype(np.float64)
     book = values if len(values) <= entries else _lloyd(values, mass, entries, rounds)
     stored = np.unique(book.astype(np.float32))
     return stored, nearest(w, stored)
