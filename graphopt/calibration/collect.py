@@ -15,12 +15,14 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from graphopt.analysis.statistics import Request, Statistics
 from graphopt.calibration.cache import DataHash, Saved, Store
@@ -28,6 +30,7 @@ from graphopt.calibration.checks import is_float
 from graphopt.calibration.datasets import Dataset, Feeds, samples_of
 from graphopt.calibration.interrupts import deferred_interrupt
 from graphopt.calibration.observers import Observer, observer
+from graphopt.calibration.sessions import core_count
 from graphopt.calibration.tapping import Tapped, within_reach
 from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
 from graphopt.errors import UsageError
@@ -39,6 +42,9 @@ PART_BYTES = 1 << 26
 
 RUN_BYTES = 1 << 29
 """Values of more than this size are not held at a time, unless a single one is larger."""
+
+_MOST_THREADS = 8
+"""Each thread that sums up has buffers of its own."""
 
 _SAVE_SECONDS = 60.0
 """How much work a crash may cost when there is a cache."""
@@ -75,9 +81,11 @@ def collect(
         return Statistics()
     groups = list(_groups(model, asked, data))
     found = Statistics()
-    for number, group in enumerate(groups):
-        run = _Pass(group, data, shard, sink, cache, _share(progress, number, len(groups)))
-        found = found.merge(run.statistics())
+    # The products are many and small: values are shared among threads, and threads within a product would only wait.
+    with threadpool_limits(1, "blas"):
+        for number, group in enumerate(groups):
+            run = _Pass(group, data, shard, sink, cache, _share(progress, number, len(groups)))
+            found = found.merge(run.statistics())
     for name in dict.fromkeys(request.value for request in asked if request not in found):
         _note(sink, "CALIB002", "no statistics: it is empty for all of the data", name, Severity.WARNING)
     return Statistics((request, found[request]) for request in asked if request in found)
@@ -245,21 +253,27 @@ class _Pass:
         if self._session is not None:
             accepted = {name: array for name, array in feeds.items() if name in self._session.accepts}
             computed = self._session.run(accepted, share=True)
-        for name, items in self._observers.items():
-            array = _floats(computed[name] if name in computed else feeds.get(name), name)
-            if array.size == 0:
-                continue
-            with np.errstate(invalid="ignore"):
-                low, high = float(array.min()), float(array.max())
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise place.error(array, name)
-            for _, item in items:
-                _observe(item, array, low, high, name)
+        # One thread has all of a value, so that the order of sums does not depend on the number of threads.
+        with ThreadPoolExecutor(min(core_count(), _MOST_THREADS)) as pool:
+            jobs = [
+                pool.submit(_observe, name, computed[name] if name in computed else feeds.get(name), items, place)
+                for name, items in self._observers.items()
+            ]
+            for job in jobs:
+                job.result()
 
 
-def _observe(item: Observer, array: NDArray[Any], low: float, high: float, name: str) -> None:
+def _observe(name: str, value: Any, items: list[tuple[Request, Observer]], place: _Place) -> None:
+    array = _floats(value, name)
+    if array.size == 0:
+        return
+    with np.errstate(invalid="ignore"):
+        low, high = float(array.min()), float(array.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise place.error(array, name)
     try:
-        item.add(array, low, high)
+        for _, item in items:
+            item.add(array, low, high)
     except UsageError as error:
         raise UsageError(error.message, where=name) from error
 

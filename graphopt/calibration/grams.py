@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from graphopt.analysis.statistics import Gram, Unfold
 from graphopt.errors import UsageError
 
-_BUFFER = 1 << 22
+_BUFFER = 1 << 21
 """Numbers that are unfolded at a time: large enough for fast products, small beside the model's activations."""
 
 _SHORT = 16
@@ -44,7 +44,7 @@ class GramSum:
             if self._matrix.shape != (groups, size, size):
                 raise UsageError(f"the number of channels changes from {self._matrix.shape[1]} to {size}")
             self._matrix += np.matmul(block, block.swapaxes(1, 2))
-            self._total += block.sum(axis=2, dtype=np.float64)
+            self._total += np.matmul(block, np.ones(count, np.float32))
             self._count += count
 
     def result(self) -> Gram | None:

@@ -38,6 +38,7 @@ THIRD_PARTY = {
     "click": ("graphopt/cli/", "graphopt/__main__.py"),
     "tqdm": ("graphopt/cli/",),
     "PIL": ("graphopt/calibration/",),
+    "threadpoolctl": ("graphopt/calibration/",),
 }
 """Where a library may be imported."""
 

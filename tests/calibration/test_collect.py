@@ -168,7 +168,7 @@ def test_rows_may_lie_along_any_axis(shape):
         assert gram.count == len(rows)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=6)
 @given(st.integers(1, 13), st.integers(1, 5))
 def test_shards_merge_into_one_run(batch, shards):
     whole = collect(network(), ALL, photos(batch=batch))
