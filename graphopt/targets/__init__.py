@@ -48,8 +48,9 @@ class Target:
     """A place where models run.
 
     ``provider`` is onnxruntime's name of the execution provider, ``domains`` the operator domains that it runs besides
-    ONNX's own, ``vector_width`` the number of channels that it computes at a time, ``verified`` whether its facts were
-    checked on the real thing, ``source`` where they come from.
+    ONNX's own, ``floats`` the floating-point types that it runs models in, ``vector_width`` the number of channels
+    that it computes at a time, ``verified`` whether its facts were checked on the real thing, ``source`` where they
+    come from.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Target:
     source: str
     verified: bool
     domains: frozenset[str] = frozenset()
+    floats: frozenset[str] = frozenset({"float32"})
     vector_width: int = 1
     quantization: Quantization | None = None
 
@@ -87,8 +89,8 @@ def find(name: str) -> Target:
 def _read(name: str) -> Target:
     facts = tomllib.loads(resources.files("graphopt.targets").joinpath(f"{name}.toml").read_text())
     quantization = facts.pop("quantization", None)
-    domains = frozenset(facts.pop("domains", ()))
-    return Target(name=name, domains=domains, quantization=quantization and _quantization(quantization), **facts)
+    sets = {key: frozenset(facts.pop(key)) for key in ("domains", "floats") if key in facts}
+    return Target(name=name, **sets, quantization=quantization and _quantization(quantization), **facts)
 
 
 def _quantization(facts: dict[str, Any]) -> Quantization:
