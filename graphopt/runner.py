@@ -44,6 +44,8 @@ class ModelRunner:
         progress: Progress | None = None,
         diagnostics: DiagnosticSink | None = None,
     ) -> None:
+        self.used = False
+        """Whether anybody asked for something that the calibration data was needed for."""
         self._dataset = dataset
         self._metric = metric
         self._cache = cache
@@ -121,6 +123,7 @@ class ModelRunner:
     def _data(self) -> Dataset:
         if self._dataset is None:
             raise UsageError("there is no calibration data", hint="give inputs of your own with --data")
+        self.used = True
         return self._dataset
 
     def _one(self, session: Session) -> Feeds:

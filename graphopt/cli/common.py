@@ -168,6 +168,30 @@ class Progress(Instrument):
         self._bar.close()
 
 
+class CalibrationBar:
+    """Shows on a terminal how far the calibration data has been gone through; called after each batch."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """Move the bar."""
+        if not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc="calibration", unit="batch", leave=False, file=sys.stderr)
+        if done < self._bar.n:
+            self._bar.reset(total)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
 def progress() -> list[Instrument]:
     """Return a progress bar when stderr is a terminal, nothing otherwise."""
     return [Progress()] if sys.stderr.isatty() else []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from graphopt.cli.common import (
+    CalibrationBar,
     chosen_pipeline,
     chosen_target,
     data_options,
@@ -21,13 +23,16 @@ from graphopt.cli.common import (
     require_pass,
     seed_option,
 )
+from graphopt.calibration import Dataset
 from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
-from graphopt.driver import Result
+from graphopt import io
+from graphopt.driver import RANDOM, Result, open_data
 from graphopt.driver import optimize as run_optimize
 from graphopt.numeric import DEFAULT_RTOL, Feeds, inputs_for, output_check
 from graphopt.pipeline import Instrument, Pipeline
 from graphopt.pipeline.instruments import Dump, NumericCheck, Reproducer, Snapshot, Statistics, Timing
-from graphopt.runtime import Session
+from graphopt.runner import ModelRunner
+from graphopt.runtime import Session, load_callable
 
 _TOP = 6
 
@@ -37,6 +42,14 @@ run_options = options(
     click.option("--verify/--no-verify", default=True, show_default=True, help="Check the IR after each pass."),
     click.option("--check", is_flag=True, help="Run the model after each pass that changed it, against the original."),
     click.option("--rtol", type=float, default=DEFAULT_RTOL, show_default=True, help="What --check lets pass."),
+)
+calibration_options = options(
+    click.option(
+        "--metric", metavar="MODULE:FUNCTION", help="The task metric: takes the outputs on all batches; higher is better."
+    ),
+    click.option(
+        "--cache", type=click.Path(path_type=Path), metavar="DIR", help="Keep calibration statistics for the next run."
+    ),
 )
 watch_options = options(
     click.option("--timing", is_flag=True, help="Print the seconds of each pass."),
@@ -64,6 +77,7 @@ watch_options = options(
 @pipeline_options
 @run_options
 @data_options
+@calibration_options
 @watch_options
 @seed_option
 @json_option
@@ -80,11 +94,17 @@ def optimize(model: Path, output: Path, **given: Any) -> None:
     target = chosen_target(given["target"])
     diagnostics = DiagnosticSink()
     timing, statistics = Timing(), Statistics(each_pass=given["statistics"])
+    dataset, metric = _calibration(model, given, diagnostics)
+    bar = CalibrationBar()
     result = run_optimize(
         model,
         output=output,
         pipeline=spec,
         target=target,
+        data=dataset,
+        metric=metric,
+        cache=given["cache"],
+        progress=bar,
         verify=given["verify"],
         instruments=[*progress(), timing, statistics, *_instruments(model, output, given, spec, diagnostics)],
         diagnostics=diagnostics,
@@ -93,6 +113,8 @@ def optimize(model: Path, output: Path, **given: Any) -> None:
         stop_after=given["stop_after"],
         fuel=fuel,
     )
+    bar.close()
+    _note_unused(result, given, diagnostics)
     if given["as_json"]:
         print_json({**result.report(rewrites=False), "timing": timing.to_json()})
         return
@@ -114,19 +136,39 @@ def _instruments(
         session = Session(model, optimize=False)
         feeds = _inputs(session, given, diagnostics)
         found.append(NumericCheck(output_check(session, feeds, given["rtol"])))
-    elif given["data"] is not None:
-        text = "no pass of the pipeline uses data, so --data was not read"
-        diagnostics.add(Diagnostic(Severity.WARNING, "DATA002", text, hint="--check compares outputs on it"))
     if given["repro"] is not None:
         found.append(Reproducer(given["repro"], inputs=feeds, rtol=given["rtol"]))
     return found
+
+
+def _calibration(
+    model: Path, given: dict[str, Any], diagnostics: DiagnosticSink
+) -> tuple[Dataset | None, Callable[..., Any] | None]:
+    """Return the calibration data and the task metric that the options name."""
+    metric = load_callable(given["metric"]) if given["metric"] else None
+    if given["data"] is None:
+        return None, metric
+    names = ("seed", "batch", "limit", "preprocess")
+    dataset = open_data(io.load(model), given["data"], diagnostics, **{name: given[name] for name in names})
+    for diagnostic in dataset.diagnostics:
+        diagnostics.add(diagnostic)
+    return dataset, metric
+
+
+def _note_unused(result: Result, given: dict[str, Any], diagnostics: DiagnosticSink) -> None:
+    runner = result.run.ctx.runner
+    used = isinstance(runner, ModelRunner) and runner.used
+    if given["data"] is None or given["check"] or used:
+        return
+    text = "no pass of the pipeline used the data"
+    diagnostics.add(Diagnostic(Severity.WARNING, "DATA007", text, hint="--check compares outputs on it"))
 
 
 def _inputs(session: Session, given: dict[str, Any], diagnostics: DiagnosticSink) -> list[Feeds]:
     return list(
         inputs_for(
             session.inputs,
-            given["data"],
+            None if given["data"] == RANDOM else given["data"],
             diagnostics,
             seed=given["seed"],
             batch=given["batch"],

@@ -168,7 +168,8 @@ class Inserter:
 
 def stored(integers: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Return integers as the type that a model stores, 4-bit ones included."""
-    return np.ascontiguousarray(integers).astype(getattr(ml_dtypes, dtype) if dtype in ("int4", "uint4") else dtype)
+    kind = getattr(ml_dtypes, dtype) if dtype in ("int4", "uint4") else dtype
+    return np.asarray(integers, order="C").astype(kind)
 
 
 def _dims(value: Value) -> list[Any]:

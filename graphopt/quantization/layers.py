@@ -1,4 +1,4 @@
-"""Layers as matrices: the weights of Conv, Gemm and MatMul as [groups, outputs, K], and what their input's Gram is."""
+"""Layers as matrices: the weights of Conv, Gemm and MatMul as [outputs, K], and what their input's Gram matrix is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WEIGHT, _BIAS = 1, 2
 
 @dataclass(frozen=True, eq=False)
 class LayerMatrix:
-    """The weights of a layer as a matrix for each group.
+    """The weights of a layer as a matrix.
 
     ``array`` is the weights as the model holds them, ``axis`` the axis of its outputs, ``groups`` the number of groups.
     A row of the matrix holds an output's weights in the order of the layer's Gram matrix: (channel within the group,
@@ -40,15 +40,10 @@ class LayerMatrix:
             return cls(node, weight, array, 0, int(attr(node, "group", 1)))
         return cls(node, weight, array, 0 if node.op_type == "Gemm" and attr(node, "transB", 0) else 1, 1)
 
-    @property
-    def matrix(self) -> NDArray[np.float32]:
-        """The weights as float32[groups, outputs in the group, K]."""
-        return self.rows(self.array)
-
     def rows(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return an array shaped like the weights as [groups, outputs in the group, K]."""
+        """Return an array shaped like the weights as [outputs, K], the outputs of a group side by side."""
         turned = array if self.axis == 0 else array.T
-        return turned.reshape(self.groups, turned.shape[0] // self.groups, -1)
+        return turned.reshape(turned.shape[0], -1)
 
     def shaped(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Undo :meth:`rows`."""

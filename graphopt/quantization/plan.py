@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,11 @@ from graphopt.quantization.insert import Layer
 from graphopt.quantization.layers import LayerMatrix
 from graphopt.quantization.placement import Placement
 from graphopt.quantization.ranges import error, estimate
+from graphopt.quantization.pairs import pair_columns
 from graphopt.quantization.rounding import corrected_bias, output_error, round_to_grid
 from graphopt.targets import Quantization
 
+Kind = Literal["histogram", "moving"]
 _LARGEST_BIAS = 2.0**30
 """A bias is kept below this many steps of its int32 grid; a channel of tiny weights gets a coarser grid for that."""
 
@@ -50,7 +53,7 @@ class ValueRange:
 
 def value_requests(placement: Placement, choices: Choices) -> dict[Value, list[Request]]:
     """Return what must be known of each value that has a grid of its own."""
-    kinds = ("histogram", "moving") if choices.calibrate == "moving" else ("histogram",)
+    kinds: tuple[Kind, ...] = ("histogram", "moving") if choices.calibrate in ("moving", "auto") else ("histogram",)
     return {
         value: [Request(str(value.name), kind) for kind in kinds]
         for value, root in placement.values.items()
@@ -63,11 +66,15 @@ def value_ranges(placement: Placement, statistics: Statistics, choices: Choices)
     found = {}
     for value, requests in value_requests(placement, choices).items():
         histogram: Histogram = statistics[requests[0]]
-        if choices.calibrate == "moving":
-            moving: Moving = statistics[requests[1]]
-            low, high = moving.low, moving.high
-        else:
-            low, high = estimate(choices.calibrate, histogram, choices.activations, choices.symmetric)
+        moving: Moving | None = statistics[requests[1]] if len(requests) > 1 else None
+        low, high = estimate(
+            choices.calibrate,
+            histogram,
+            choices.activations,
+            choices.symmetric,
+            power_of_two=choices.power_of_two,
+            moving=moving,
+        )
         grid = grid_for_range(
             low, high, choices.activations, symmetric=choices.symmetric, power_of_two=choices.power_of_two
         )
@@ -85,37 +92,10 @@ def layer_requests(placement: Placement, choices: Choices) -> dict[LayerMatrix, 
 
 def quantized_layer(layer: LayerMatrix, gram: Gram | None, input_scale: float, choices: Choices) -> Layer:
     """Round a layer's weights to integers, against the Gram matrix of its input where there is one."""
-    grid = _weight_grid(layer, input_scale, choices)
-    rows = layer.matrix
-    if gram is None:
-        return Layer(layer.node, grid, grid.quantize(layer.array), _bias(layer))
-    integers = layer.rows(grid.quantize(layer.array)).copy()
-    rounded = np.empty(rows.shape, np.float64)
-    total_error, power = 0.0, 0.0
-    for index in range(layer.groups):
-        second = gram.second[index]
-        scale = _group_grid(grid, layer, index)
-        if choices.rounding == "gram":
-            integers[index] = round_to_grid(rows[index], second, scale)
-        rounded[index] = scale.dequantize(integers[index])
-        total_error += float(output_error(rows[index], rounded[index], second))
-        power += float(output_error(rows[index], np.zeros_like(rows[index]), second))
-    bias = _bias(layer)
-    if choices.bias_correction and layer.may_have_bias:
-        start = np.zeros(layer.outputs) if bias is None else bias
-        parts = start.reshape(layer.groups, -1)
-        bias = np.concatenate(
-            [corrected_bias(rows[i], rounded[i], gram.mean[i], parts[i]) for i in range(layer.groups)]
-        )
-    return Layer(layer.node, grid, layer.shaped(integers), bias, total_error, power)
-
-
-def _bias(layer: LayerMatrix) -> NDArray[np.float64] | None:
-    return None if layer.bias is None else layer.bias.astype(np.float64)
-
-
-def _weight_grid(layer: LayerMatrix, input_scale: float, choices: Choices) -> Grid:
+    bias = None if layer.bias is None else layer.bias.astype(np.float64)
     limit = 0 if layer.depthwise else choices.pair_limit
+    by_gram = gram is not None and choices.rounding == "gram"
+    importance = None if gram is None else _importance(layer, gram)
     grid = weight_grid(
         layer.array,
         choices.weights,
@@ -125,18 +105,31 @@ def _weight_grid(layer: LayerMatrix, input_scale: float, choices: Choices) -> Gr
         method=choices.weight_ranges,
         pair_limit=limit,
         reduction=layer.reduction,
+        importance=importance,
+        clamp=by_gram,
     )
-    if layer.bias is None:
-        return grid
-    floor = np.abs(layer.bias.astype(np.float64)) / (input_scale * _LARGEST_BIAS)
-    return replace(grid, scale=np.maximum(grid.scale, floor.astype(np.float32)))
+    if bias is not None:
+        floor = np.abs(bias) / (input_scale * _LARGEST_BIAS)
+        grid = replace(grid, scale=np.maximum(grid.scale, floor.astype(np.float32)))
+    if gram is None:
+        return Layer(layer.node, grid, grid.quantize(layer.array), bias)
+    rows, second = layer.rows(layer.array), gram.second
+    by_row = replace(grid, axis=0)
+    integers = layer.rows(grid.quantize(layer.array))
+    if by_gram:
+        pairs = pair_columns(layer.array.shape, layer.axis, layer.reduction) if limit else None
+        integers = round_to_grid(rows, second, by_row, pairs=pairs, pair_limit=limit)
+    rounded = by_row.dequantize(integers)
+    if choices.bias_correction and layer.may_have_bias:
+        bias = corrected_bias(rows, rounded, gram.mean, bias).astype(np.float64)
+    error, power = output_error(rows, rounded, second), output_error(rows, np.zeros_like(rows), second)
+    return Layer(layer.node, grid, layer.shaped(integers), bias, error, power)
 
 
-def _group_grid(grid: Grid, layer: LayerMatrix, index: int) -> Grid:
-    """Return the grid of one group's rows."""
-    size = layer.outputs // layer.groups
-    part = slice(index * size, (index + 1) * size)
-    return Grid(grid.scale[part], grid.zero_point[part], grid.dtype, 0, None)
+def _importance(layer: LayerMatrix, gram: Gram) -> NDArray[np.float64]:
+    """Return E[x²] of the input that each weight multiplies, in the weights' shape."""
+    diagonal = np.diagonal(gram.matrix, axis1=1, axis2=2) / gram.count
+    return layer.shaped(np.repeat(diagonal, layer.outputs // layer.groups, axis=0))
 
 
 def chosen(facts: Quantization, **given: object) -> Choices:

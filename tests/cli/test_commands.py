@@ -158,7 +158,7 @@ def test_data_that_nothing_reads_is_mentioned(graphopt, model, tmp_path):
     code, _, err = graphopt("optimize", model, "-o", tmp_path / "o.onnx", "--pipeline", "", "--data", "whatever.npz")
 
     assert code == 0
-    assert "DATA002" in err
+    assert "DATA007" in err
 
 
 def test_a_failure_leaves_a_reproducer_that_replays(graphopt, model, tmp_path, plug_in):
