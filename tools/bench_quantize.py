@@ -32,9 +32,10 @@ import graphopt
 from graphopt.errors import GraphOptError
 from graphopt.runtime import Session
 
-GRAPHOPT, FLOAT, DYNAMIC = "graphopt", "float", "ort-dynamic"
+GRAPHOPT, FLOAT = "graphopt", "float"
+FOR_TRANSFORMERS = {"ort-dynamic", "nncf-transformer"}
 HEAVIEST = "ort-percentile"
-ENVIRONMENTS = {"nncf": "nncf", "onnxsim": "simplifiers"}
+ENVIRONMENTS = {"nncf": "nncf", "nncf-transformer": "nncf", "onnxsim": "simplifiers"}
 OPTIONAL = "AMD Quark and AIMET are not run: they install PyTorch and take long"
 
 
@@ -96,7 +97,7 @@ def run_task(task: Task, tools: tuple[str, ...], folder: Path, settings: Setting
     reference = score(original, task, source, settings.limit, None).outputs
     records, runnable = [original], {FLOAT: float_path}
     for tool in tqdm(tools, desc=task.name, unit="tool", disable=None, leave=False):
-        if tool == DYNAMIC and not task.transformer:
+        if tool in FOR_TRANSFORMERS and not task.transformer:
             continue
         record = Record(task.name, tool)
         records.append(record)

@@ -143,23 +143,28 @@ def prepare_ort_dynamic() -> Job:
     return job
 
 
-def prepare_nncf() -> Job:
-    import nncf
-    import nncf.onnx
-    import onnx
+def prepare_nncf(kind: str | None = None) -> Callable[[], Job]:
+    def prepare() -> Job:
+        import nncf
+        import nncf.onnx
+        import onnx
 
-    def job(source: Path, calibration: Path, samples: Samples, target: Path) -> str | None:
-        del calibration
-        with tempfile.TemporaryDirectory() as folder:
-            # Unprepared, it leaves BatchNormalization beside Conv, and the result is slower than float.
-            path, note = prepared(source, folder)
-            model = onnx.load(str(path))
-        inputs = list(range(len(next(iter(samples.values())))))
-        dataset = nncf.Dataset(inputs, lambda i: {k: np.array(v[i : i + 1]) for k, v in samples.items()})
-        onnx.save(nncf.quantize(model, dataset), str(target))
-        return note
+        model_type = None if kind is None else nncf.ModelType[kind]
 
-    return job
+        def job(source: Path, calibration: Path, samples: Samples, target: Path) -> str | None:
+            del calibration
+            with tempfile.TemporaryDirectory() as folder:
+                # Unprepared, it leaves BatchNormalization beside Conv, and the result is slower than float.
+                path, note = prepared(source, folder)
+                model = onnx.load(str(path))
+            inputs = list(range(len(next(iter(samples.values())))))
+            dataset = nncf.Dataset(inputs, lambda i: {k: np.array(v[i : i + 1]) for k, v in samples.items()})
+            onnx.save(nncf.quantize(model, dataset, model_type=model_type), str(target))
+            return note
+
+        return job
+
+    return prepare
 
 
 def prepare_onnxsim() -> Job:
@@ -184,7 +189,8 @@ TOOLS: dict[str, tuple[Callable[[], Job], str]] = {
     "ort-percentile": (prepare_ort("Percentile"), "onnxruntime"),
     "ort-entropy": (prepare_ort("Entropy"), "onnxruntime"),
     "ort-dynamic": (prepare_ort_dynamic, "onnxruntime"),
-    "nncf": (prepare_nncf, "nncf"),
+    "nncf": (prepare_nncf(), "nncf"),
+    "nncf-transformer": (prepare_nncf("TRANSFORMER"), "nncf"),
     "onnxsim": (prepare_onnxsim, "onnxsim"),
 }
 
