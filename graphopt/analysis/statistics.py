@@ -89,9 +89,9 @@ class Range(Statistic):
     low: float
     high: float
 
-    def merge(self, other: Range) -> Range:
+    def merge(self, other: Self) -> Self:
         """Return the range of both."""
-        return Range(min(self.low, other.low), max(self.high, other.high))
+        return type(self)(min(self.low, other.low), max(self.high, other.high))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +112,10 @@ class Moving(Statistic):
         """Average of the batches' largest number."""
         return self.high_total / self.batches
 
-    def merge(self, other: Moving) -> Moving:
+    def merge(self, other: Self) -> Self:
         """Return the averages over the batches of both."""
         total = self.batches + other.batches
-        return Moving(self.low_total + other.low_total, self.high_total + other.high_total, total)
+        return type(self)(self.low_total + other.low_total, self.high_total + other.high_total, total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +165,7 @@ class Histogram(Statistic):
         index = np.floor(np.multiply(flat, kind(2.0**-exponent), dtype=kind)).astype(np.int64) - first
         return cls(exponent, first, np.bincount(index), low, high)
 
-    def coarsened(self, exponent: int) -> Histogram:
+    def coarsened(self, exponent: int) -> Self:
         """Return the same counts in wider bins. Raises ValueError for an ``exponent`` below this one's."""
         step = exponent - self.exponent
         if step < 0:
@@ -180,9 +180,9 @@ class Histogram(Statistic):
             index = ((np.arange(len(self.counts)) + self.first) >> step) - first
         counts = np.zeros(int(index[-1]) + 1, np.int64)
         np.add.at(counts, index, self.counts)
-        return Histogram(exponent, first, counts, self.low, self.high)
+        return type(self)(exponent, first, counts, self.low, self.high)
 
-    def merge(self, other: Histogram) -> Histogram:
+    def merge(self, other: Self) -> Self:
         """Return the histogram of all numbers of both, exactly."""
         low, high = min(self.low, other.low), max(self.high, other.high)
         exponent = max(bin_exponent(low, high), self.exponent, other.exponent)
@@ -191,7 +191,7 @@ class Histogram(Statistic):
         counts = np.zeros(max(part.first + len(part.counts) for part in parts) - first, np.int64)
         for part in parts:
             counts[part.first - first : part.first - first + len(part.counts)] += part.counts
-        return Histogram(exponent, first, counts, low, high)
+        return type(self)(exponent, first, counts, low, high)
 
 
 def bin_exponent(low: float, high: float) -> int:
@@ -226,10 +226,10 @@ class ChannelRange(Statistic):
     low: NDArray[np.float32]
     high: NDArray[np.float32]
 
-    def merge(self, other: ChannelRange) -> ChannelRange:
+    def merge(self, other: Self) -> Self:
         """Return the ranges of both."""
         _same_shape(self.low, other.low)
-        return ChannelRange(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+        return type(self)(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,10 +244,10 @@ class ChannelMean(Statistic):
         """Mean of each channel."""
         return self.total / self.count
 
-    def merge(self, other: ChannelMean) -> ChannelMean:
+    def merge(self, other: Self) -> Self:
         """Return the means over both."""
         _same_shape(self.total, other.total)
-        return ChannelMean(self.total + other.total, self.count + other.count)
+        return type(self)(self.total + other.total, self.count + other.count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,10 +271,10 @@ class Gram(Statistic):
         """Mean of x."""
         return self.total / self.count
 
-    def merge(self, other: Gram) -> Gram:
+    def merge(self, other: Self) -> Self:
         """Return the sums over both."""
         _same_shape(self.matrix, other.matrix)
-        return Gram(self.matrix + other.matrix, self.total + other.total, self.count + other.count)
+        return type(self)(self.matrix + other.matrix, self.total + other.total, self.count + other.count)
 
 
 def _same_shape(a: NDArray[Any], b: NDArray[Any]) -> None:
