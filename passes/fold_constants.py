@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from graphopt.analysis import Shapes
-from graphopt.analysis.constants import ConstantCone
+from graphopt.analysis.constants import ConstantCone, decodes_codebook
 from graphopt.errors import ModelError
 from graphopt.ir import Model, Node, Value, constant, constant_size, is_constant
 from graphopt.ir.query import attr, shape_of, static_shape
@@ -50,8 +50,8 @@ class FoldConstants(Pass):
 
     A result may take ``max_growth`` bytes more than the constants that it makes superfluous, and so may every value on
     the way to it: larger ones are refused before they are computed. Results of operators whose size hangs on results of
-    the same sweep wait for the next one. QuantizeLinear and DequantizeLinear stay, because folding them would store
-    integer weights as floats.
+    the same sweep wait for the next one. QuantizeLinear and DequantizeLinear stay, and so do weights that are places in
+    a codebook, because folding them would store integer weights as floats.
     """
 
     name: ClassVar[str] = "fold-constants"
@@ -60,7 +60,7 @@ class FoldConstants(Pass):
 
     max_growth: int = option(1 << 20, "bytes that a result may take beyond the constants it replaces", ge=0)
     max_memory: int = option(1 << 28, "bytes that all results, and what is on the way to them, may take", ge=0)
-    fold_quantizers: bool = option(False, "compute QuantizeLinear and DequantizeLinear of constants too")
+    fold_quantizers: bool = option(False, "compute QuantizeLinear, DequantizeLinear and codebooks of constants too")
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
         """Sweep until nothing more can be computed."""
@@ -68,6 +68,8 @@ class FoldConstants(Pass):
         self._aliases(ctx, changes)
         self._shapes(ctx, changes)
         state = _State()
+        if not self.fold_quantizers:
+            state.excluded.update(node for node in ctx.nodes("Cast") if decodes_codebook(node))
         self._scalars(ctx, changes)
         while self._sweep(model, ctx, state, changes):
             self._scalars(ctx, changes)

@@ -10,13 +10,26 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from graphopt.ir import Model, Node, Value, nodes, subgraphs
+from graphopt.ir import DataType, Model, Node, Value, nodes, subgraphs
 from graphopt.ir.infer import Known, infer_nodes
 from graphopt.ir.query import is_constant, scalar, tensor_of, use_count
 from graphopt.ir.tensors import SparseInitializer, UnresolvedTensor
 
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 """Operators of ONNX that give something else each time; Dropout does too, in training."""
+
+
+def decodes_codebook(node: Node) -> bool:
+    """Tell whether ``node`` widens the places of constants in a codebook: a Cast of 8 bits or less for a Gather.
+
+    Computing it would make a small file a large one again.
+    """
+    if node.op_type != "Cast" or not is_constant(node.inputs[0]) or node.inputs[0] is None:
+        return False
+    if node.inputs[0].dtype not in (DataType.UINT8, DataType.UINT4):
+        return False
+    uses = node.outputs[0].uses()
+    return bool(uses) and all(use.node.op_type == "Gather" and use.idx == 1 for use in uses)
 
 
 def is_deterministic(node: Node) -> bool:
