@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.analysis.statistics import Histogram, Moving, bin_exponent
-from graphopt.quantization.grid import LIMITS, Grid, grid_for_range
+from graphopt.quantization.grid import LIMITS, FloatArray, Grid, grid_for_range
 
 Array = npt.NDArray[np.float64]
 
@@ -79,7 +79,8 @@ def percentile(histogram: Histogram, percent: float = 99.99, symmetric: bool = F
     tail = (1 - percent / 100) / 2
     low = -_quantile(histogram.counts[::-1], -histogram.edges[::-1], 1 - tail)
     high = _quantile(histogram.counts, histogram.edges, 1 - tail)
-    return max(low, float(histogram.low)), min(high, float(histogram.high))
+    ends = np.clip([low, high], histogram.low, histogram.high)
+    return float(ends[0]), float(ends[1])
 
 
 def entropy(histogram: Histogram, dtype: str, symmetric: bool = False) -> tuple[float, float]:
@@ -154,18 +155,16 @@ def auto(
 
 def error(histogram: Histogram, grid: Grid) -> float:
     """Return the expected squared error of moving a number onto ``grid``, clipping included; the grid has one scale."""
-    filled = histogram.counts > 0
-    squares = _squares(histogram.centers[filled], histogram.width, grid)
-    return float(squares @ histogram.counts[filled]) / max(histogram.total, 1)
+    points, counts = _points(histogram)
+    return float(_squares(points, histogram.width, grid) @ counts) / max(histogram.total, 1)
 
 
 class _Search:
     """Expected squared errors of many ranges at once."""
 
     def __init__(self, histogram: Histogram, dtype: str, symmetric: bool, power_of_two: bool):
-        filled = histogram.counts > 0
-        self.centers = histogram.centers[filled]
-        self.weights = histogram.counts[filled] / max(histogram.total, 1)
+        self.points, counts = _points(histogram)
+        self.weights = counts / max(histogram.total, 1)
         self.width = histogram.width
         self.dtype = dtype
         self.symmetric = symmetric
@@ -176,11 +175,18 @@ class _Search:
         grid = grid_for_range(
             low[:, None], high[:, None], self.dtype, symmetric=self.symmetric, power_of_two=self.power_of_two
         )
-        return np.asarray(_squares(self.centers, self.width, grid) @ self.weights, np.float64)
+        return np.asarray(_squares(self.points, self.width, grid) @ self.weights, np.float64)
 
 
-def _squares(centers: Array, width: float, grid: Grid) -> npt.NDArray[Any]:
-    points = centers.astype(np.float32)
+def _points(histogram: Histogram) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    """Return where the numbers of each bin that has any are taken to be, and how many they are."""
+    filled = histogram.counts > 0
+    # The outermost bins reach beyond the numbers.
+    points = np.clip(histogram.centers[filled], histogram.low, histogram.high)
+    return points.astype(np.float32), histogram.counts[filled]
+
+
+def _squares(points: FloatArray, width: float, grid: Grid) -> npt.NDArray[Any]:
     moved = points / grid.scale
     np.rint(moved, out=moved)
     zero_point = grid.zero_point.astype(np.float32)
