@@ -7,7 +7,8 @@ below that of rounding to nearest:
   rounded take over what can be made up of the error. There the update is written with the Cholesky factor of G⁻¹. Here
   G = R Rᵀ with R upper triangular, whose inverse that factor is: ‖e R‖² is the error, its column j depends on e_0 … e_j
   alone and is least for w_j + Σ_{i<j} e_i R_ij / R_jj rounded to nearest, e_i being w_i less what it was rounded to.
-- Sweeps. Each column in turn takes the best value with all others as they are, which lowers the error or keeps it.
+- Sweeps, from the better of that and nearest rounding: each column in turn takes the best value with all others as
+  they are, which lowers the error or keeps it.
 
 Both work on blocks of columns, so that nearly all arithmetic is in products of matrices.
 """
@@ -70,16 +71,16 @@ def round_to_grid(
     columns = np.argsort(-diagonal, axis=1, kind="stable") if order == "gram" else np.argsort(0 * diagonal, axis=1)
     ordered = task.permuted(columns)
     damped = np.take_along_axis(np.take_along_axis(damped, columns[:, :, None], 1), columns[:, None, :], 2)
-    candidates = [ordered.feedback(_shares(damped), block)]
-    if sweeps:
-        candidates.append(ordered.sweep(candidates[0], damped, sweeps, block))
     back = np.argsort(columns, axis=1)
-    best, least = nearest, row_errors(weights, grid.dequantize(nearest), second)
-    for steps in candidates:
-        q = task.integers(np.take_along_axis(steps, back[:, :, None], 1))
-        errors = row_errors(weights, grid.dequantize(q), second)
-        better = errors < least
-        best, least = np.where(better[:, None], q, best), np.where(better, errors, least)
+
+    def better(found: IntArray, steps: IntArray) -> IntArray:
+        q = task.integers(_take(steps, back))
+        gains = row_errors(weights, grid.dequantize(q), second) < row_errors(weights, grid.dequantize(found), second)
+        return np.where(gains[:, None], q, found)
+
+    best = better(nearest, ordered.feedback(_shares(damped), block))
+    if sweeps:
+        best = better(best, ordered.sweep(_take(task.steps(best), columns), damped, sweeps, block))
     return best
 
 
@@ -124,24 +125,25 @@ class _Task:
 
     def permuted(self, columns: IntArray) -> _Task:
         """Return the task with the columns of each group in the order ``columns`` [groups, K]."""
-
-        def take(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            return values if values.shape[1] == 1 else np.take_along_axis(values, columns[:, :, None], 1)
-
         partner = None
         if self.partner is not None:
             place = np.argsort(columns, axis=1)
             other = np.take_along_axis(self.partner, columns, 1)
             partner = np.where(other < 0, -1, np.take_along_axis(place, np.maximum(other, 0), 1))
         return _Task(
-            take(self.weights),
-            take(self.scale),
-            take(self.low),
-            take(self.high),
-            take(self.zero_point),
+            _take(self.weights, columns),
+            _take(self.scale, columns),
+            _take(self.low, columns),
+            _take(self.high, columns),
+            _take(self.zero_point, columns),
             partner,
             self.limit,
         )
+
+    def steps(self, integers: IntArray) -> IntArray:
+        """Return the steps [groups, K, o] that the grid's ``integers`` [O, K] stand for."""
+        groups, width, rows = self.weights.shape
+        return np.asarray(integers.reshape(groups, rows, width).swapaxes(1, 2) - self.zero_point)
 
     def integers(self, steps: IntArray) -> IntArray:
         """Return the grid's integers [O, K] for ``steps`` [groups, K, o]."""
@@ -195,6 +197,11 @@ class _Task:
             low = np.where(beside < 0, np.maximum(low, -self.limit - beside), low)
             high = np.where(beside > 0, np.minimum(high, self.limit - beside), high)
         return np.asarray(np.clip(np.rint(wanted / _column(self.scale, j)), low, high), np.int64)
+
+
+def _take(values: npt.NDArray[Any], columns: IntArray) -> npt.NDArray[Any]:
+    """Return ``values`` [groups, K or 1, ..] in the order ``columns`` [groups, K]."""
+    return values if values.shape[1] == 1 else np.take_along_axis(values, columns[:, :, None], 1)
 
 
 def _column(values: npt.NDArray[Any], j: int) -> npt.NDArray[Any]:
