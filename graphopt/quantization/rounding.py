@@ -15,13 +15,14 @@ Both work on blocks of columns, so that nearly all arithmetic is in products of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.quantization.grid import Grid, IntArray, Real
+from graphopt.quantization.grid import SMALLEST_SCALE, Grid, IntArray, Real
 from graphopt.quantization.pairs import clamp_pairs, partners
 
 Array = npt.NDArray[np.float64]
@@ -82,6 +83,35 @@ def round_to_grid(
     if sweeps:
         best = better(best, ordered.sweep(_take(task.steps(best), columns), damped, sweeps, block))
     return best
+
+
+def round_with_scale(
+    w: Real,
+    gram: Real,
+    grid: Grid,
+    *,
+    factors: Sequence[float] = (0.8, 0.85, 0.9, 0.95, 1.05),
+    damping: float = 0.01,
+    pairs: IntArray | None = None,
+    pair_limit: int = 0,
+) -> tuple[Grid, IntArray]:
+    """Return for each row the multiple of its scale in ``grid`` with which :func:`round_to_grid` does best.
+
+    The grid must have one scale for each row of ``w``. Returned are the new grid and the integers [O, K]. It takes a
+    rounding for each of ``factors`` and pays at 4 bits, where it lowers the error by about a tenth.
+    """
+    if grid.axis != 0 or grid.block is not None:
+        raise ValueError("only scales of rows can be searched")
+    scale = grid.scale.copy()
+    best = round_to_grid(w, gram, grid, damping=damping, pairs=pairs, pair_limit=pair_limit)
+    least = row_errors(w, grid.dequantize(best), gram)
+    for factor in factors:
+        tried = replace(grid, scale=np.maximum(grid.scale * np.float32(factor), np.float32(SMALLEST_SCALE)))
+        q = round_to_grid(w, gram, tried, damping=damping, pairs=pairs, pair_limit=pair_limit)
+        errors = row_errors(w, tried.dequantize(q), gram)
+        better = errors < least
+        scale[better], best[better], least[better] = tried.scale[better], q[better], errors[better]
+    return replace(grid, scale=scale), best
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from graphopt.quantization.rounding import (
     refit,
     round_nearest,
     round_to_grid,
+    round_with_scale,
     row_errors,
 )
 
@@ -201,6 +202,26 @@ def test_other_columns_make_up_for_a_pair_that_gives_way():
     q = round_to_grid(w, gram, grid, pairs=pairs, pair_limit=128)
 
     assert output_error(w, grid.dequantize(q), gram) < 0.5 * output_error(w, nearest, gram)
+
+
+def test_a_search_of_scales_takes_for_each_row_the_best_tried():
+    w, _, gram = layer(8, 24)
+    grid = weight_grid(w, "int4", axis=0)
+    factors = (0.7, 0.9)
+    tried = [Grid(grid.scale * np.float32(factor), grid.zero_point, "int4", 0) for factor in (1.0, *factors)]
+    errors = [row_errors(w, one.dequantize(round_to_grid(w, gram, one)), gram) for one in tried]
+
+    found, q = round_with_scale(w, gram, grid, factors=factors)
+
+    np.testing.assert_array_equal(row_errors(w, found.dequantize(q), gram), np.min(errors, axis=0))
+    assert (np.argmin(errors, axis=0) > 0).any()
+
+
+def test_a_search_of_scales_wants_one_for_each_row():
+    w, _, gram = layer(2, 4)
+
+    with pytest.raises(ValueError, match="rows"):
+        round_with_scale(w, gram, weight_grid(w, "int4"))
 
 
 def test_output_error_is_the_mean_square_of_the_change_of_the_outputs():
