@@ -77,7 +77,7 @@ class Statistic:
 
     __hash__ = None  # type: ignore[assignment]  # arrays have no hash
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Any) -> Self:
         """Return the statistic of both parts of the data together. Raises ValueError when they do not belong."""
         raise NotImplementedError
 
