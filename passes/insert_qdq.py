@@ -14,6 +14,9 @@ After, W and b rounded to integers and with x and z on the grids that calibratio
 
 No pair stands between a layer and the activation that its integer kernel computes too. Weights are rounded column by
 column against the Gram matrix of the layer's input (``rounding=gram``), biases make up for the mean error that is left.
+
+Regions where this machine's integer kernels lose against its float kernels stay in float (``placement=measured``); on
+a target that is another machine nothing can be timed, and all that can be quantized is.
 """
 
 from __future__ import annotations
@@ -25,10 +28,13 @@ from typing import Any, ClassVar
 from graphopt.analysis import Shapes
 from graphopt.analysis.statistics import CalibrationData
 from graphopt.errors import TargetError, UsageError
-from graphopt.ir import Model, Node, opset
+from graphopt.ir import Model, Node, Value, opset
 from graphopt.pipeline import Changes, Pass, PassContext, option
+from graphopt.quantization.grid import Grid
 from graphopt.quantization.guard import refuse_quantized
 from graphopt.quantization.insert import Inserter, Layer
+from graphopt.quantization.layers import LayerMatrix
+from graphopt.quantization.measured import Kept, Measured, Measurement
 from graphopt.quantization.placement import Placement, place
 from graphopt.quantization.plan import (
     Choices,
@@ -59,6 +65,9 @@ class InsertQdq(Pass):
     rounding: str = option("gram", "how weights are rounded", choices=("nearest", "gram"))
     correct_bias: bool = option(True, "let biases make up for the mean error of rounding")
     keep: str = option("", "names of nodes that stay in float: patterns with * and ?, separated by commas")
+    placement: str = option(
+        "measured", "quantize where integers are measured to be faster, or all that can be", choices=("measured", "all")
+    )
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
         refuse_quantized(ctx)
@@ -89,30 +98,57 @@ class InsertQdq(Pass):
             bias_correction=self.correct_bias,
         )
 
-    def _kept(self, ctx: PassContext) -> set[str]:
-        names = [node.name for node in ctx.edit.model.graph if node.name]
-        kept: set[str] = set()
+    def _kept(self, ctx: PassContext) -> list[Node]:
+        named = [node for node in ctx.edit.model.graph if node.name]
+        kept: dict[Node, None] = {}
         for pattern in filter(None, (text.strip() for text in self.keep.split(","))):
-            found = {name for name in names if fnmatchcase(name, pattern)}
+            found = [node for node in named if fnmatchcase(str(node.name), pattern)]
             if not found:
                 raise UsageError(f"no node is called {pattern!r}", where=f"{self.name}{{keep}}")
-            kept |= found
-        return kept
+            kept.update(dict.fromkeys(found))
+        return list(kept)
 
-    def _insert(self, ctx: PassContext, facts: Quantization, placement: Placement, choices: Choices) -> Changes:
-        grams = layer_requests(placement, choices)
-        wanted = [request for requests in value_requests(placement, choices).values() for request in requests]
+    def _insert(self, ctx: PassContext, facts: Quantization, full: Placement, choices: Choices) -> Changes:
+        matrices = [LayerMatrix.of(node) for node in full.layers]
+        grams = layer_requests(matrices, choices)
+        wanted = [request for requests in value_requests(full, choices).values() for request in requests]
         statistics = ctx.statistics([*wanted, *grams.values()])
-        ranges = value_ranges(placement, statistics, choices)
-        grids = {value: found.grid for value, found in ranges.items()}
+        ranges = value_ranges(full, statistics, choices)
+        grids = {value: ranges[root].grid for value, root in full.values.items()}
+        placement = full
+        if self.placement == "measured":
+            placement = self._faster(ctx, facts, full, grids, choices)
         layers = []
-        for layer, request in grams.items():
-            data = placement.values[_input(layer.node)]
-            layers.append(quantized_layer(layer, statistics[request], float(grids[data].scale), choices))
-        inserter = Inserter(ctx.edit, facts, placement, grids, ctx.may_rewrite)
-        pairs = inserter.run(layers)
-        ctx.notes[self.name] = _notes(ranges, layers)
+        for layer in matrices:
+            if layer.node in placement.nodes:
+                gram = statistics[grams[layer]] if layer in grams else None
+                layers.append(quantized_layer(layer, gram, float(grids[layer.data].scale), choices))
+        pairs = Inserter(ctx.edit, facts, placement, grids, ctx.may_rewrite).run(layers)
+        ctx.notes.setdefault(self.name, {}).update(_notes(ranges, layers))
         return Changes(pairs=pairs, layers=len(layers))
+
+    def _faster(
+        self, ctx: PassContext, facts: Quantization, full: Placement, grids: dict[Value, Grid], choices: Choices
+    ) -> Placement:
+        """Return the part of ``full`` that is worth it on this machine, all of it where that cannot be measured."""
+        target = ctx.host_or_target
+        if not target.is_host or ctx.runner is None:
+            ctx.missed("QDQ003", None, f"no region was timed: this machine is not a {target.name}")
+            return full
+        found = Measurement(ctx.edit.model, facts, full, grids, choices, ctx.runner).run()
+        ctx.notes[self.name] = {"placement": _measured(found)}
+        if found.placement is None:
+            tried = ", ".join(f"{ratio:.2f}" for ratio in found.ratios)
+            ctx.warn(
+                "QDQ005",
+                None,
+                f"the model stays in float, nothing is faster in integers here: {tried} of float's latency",
+                hint="placement=all quantizes it all the same",
+            )
+            return Placement((), {}, frozenset())
+        for kept in found.kept:
+            ctx.missed("QDQ004", kept.nodes[0], _why(kept), hint="placement=all quantizes it all the same")
+        return found.placement
 
 
 def _facts(ctx: PassContext) -> Quantization:
@@ -122,8 +158,21 @@ def _facts(ctx: PassContext) -> Quantization:
     return target.quantization
 
 
-def _input(node: Node) -> Any:
-    return node.inputs[0]
+def _why(kept: Kept) -> str:
+    others = len(kept.nodes) - 1
+    what = f"it and {others} next to it stay in float" if others else "stays in float"
+    if kept.integer > kept.float:
+        return f"{what}: {kept.integer * 1e3:.3f} ms in integers, {kept.float * 1e3:.3f} ms in float"
+    return f"{what}: converting between integers and floats around them takes more than integers save"
+
+
+def _measured(found: Measured) -> dict[str, Any]:
+    """Return the timings for the report, and the names by which ``keep`` makes the same choice again."""
+    regions = [
+        {"nodes": [str(node.name) for node in kept.nodes], "integer": kept.integer, "float": kept.float}
+        for kept in found.kept
+    ]
+    return {"ratio": found.ratio, "ratios": list(found.ratios), "kept": regions}
 
 
 def _notes(ranges: dict[Any, ValueRange], layers: list[Layer]) -> dict[str, Any]:

@@ -40,6 +40,13 @@ class LayerMatrix:
             return cls(node, weight, array, 0, int(attr(node, "group", 1)))
         return cls(node, weight, array, 0 if node.op_type == "Gemm" and attr(node, "transB", 0) else 1, 1)
 
+    @property
+    def data(self) -> Value:
+        """The value that the layer multiplies by its weights."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
     def rows(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return an array shaped like the weights as [outputs, K], the outputs of a group side by side."""
         turned = array if self.axis == 0 else array.T

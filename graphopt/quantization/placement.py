@@ -1,8 +1,8 @@
 """Which nodes of a model compute with integers on a target, and so which values need Q/DQ pairs.
 
 Layers with constant weights (Conv, Gemm, MatMul) are the anchors. Other operators join where the chain stays in
-integers: every input comes from an integer node, or is quantized for an anchor anyway, and an integer node reads the
-output. Whatever only moves data joins likewise and shares its input's grid.
+integers: an integer node makes one of the inputs, and an integer node reads the output. Whatever only moves data
+joins likewise and shares its input's grid.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Placement:
         return tuple(node for node in self.nodes if node.op_type in LINEAR)
 
 
-def place(model: Model, facts: Quantization, keep: Collection[str] = (), declined: Declined | None = None) -> Placement:
-    """Choose the integer nodes of ``model``'s main graph; ``keep`` names nodes that stay in float.
+def place(
+    model: Model, facts: Quantization, floats: Collection[Node] = (), declined: Declined | None = None
+) -> Placement:
+    """Choose the integer nodes of ``model``'s main graph; ``floats`` are nodes that stay in float.
 
     ``declined`` is told of each layer that cannot be quantized, and why.
     """
     say = declined or (lambda node, why: None)
-    order = [node for node in model.graph if node.domain == ""]
-    kept = frozenset(keep)
+    kept = frozenset(floats)
+    order = [node for node in model.graph if node.domain == "" and node not in kept]
     anchors = [node for node in order if node.op_type in LINEAR and node.op_type in facts.kernels]
-    chosen = {node for node in anchors if node.name not in kept and _quantizable(node, say)}
-    joining = {
-        node for node in order if node not in chosen and node.name not in kept and _may_join(node, facts, chosen)
-    }
+    chosen = {node for node in anchors if _quantizable(node, say)}
+    joining = {node for node in order if node not in chosen and _may_join(node, facts, chosen)}
     chosen |= _supported(order, chosen, joining, facts)
     nodes = tuple(node for node in order if node in chosen)
     values, made = _values(nodes, facts)
@@ -122,13 +122,11 @@ def _supported(order: list[Node], anchors: Collection[Node], joining: set[Node],
             wanted.update(read(node, facts))
         else:
             joining.discard(node)
-    shared = {value for node in anchors for value in read(node, facts)}
     made = {written(node, facts) for node in anchors if node.op_type in facts.needs_output}
     for node in order:
         if node not in joining:
             continue
-        inputs = read(node, facts)
-        if all(value in made or value in shared for value in inputs) and any(value in made for value in inputs):
+        if any(value in made for value in read(node, facts)):
             made.add(written(node, facts))
         else:
             joining.discard(node)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,9 +14,9 @@ from graphopt.ir import Value
 from graphopt.quantization.grid import Grid, grid_for_range, weight_grid
 from graphopt.quantization.insert import Layer
 from graphopt.quantization.layers import LayerMatrix
+from graphopt.quantization.pairs import pair_columns
 from graphopt.quantization.placement import Placement
 from graphopt.quantization.ranges import error, estimate
-from graphopt.quantization.pairs import pair_columns
 from graphopt.quantization.rounding import corrected_bias, output_error, round_to_grid
 from graphopt.targets import Quantization
 
@@ -83,10 +83,9 @@ def value_ranges(placement: Placement, statistics: Statistics, choices: Choices)
     return found
 
 
-def layer_requests(placement: Placement, choices: Choices) -> dict[LayerMatrix, Request]:
+def layer_requests(layers: Sequence[LayerMatrix], choices: Choices) -> dict[LayerMatrix, Request]:
     """Return the Gram matrices that rounding the layers' weights needs, none for nearest rounding."""
     wanted = choices.rounding == "gram" or choices.bias_correction
-    layers = [LayerMatrix.of(node) for node in placement.layers]
     return {layer: layer.gram() for layer in layers} if wanted else {}
 
 
