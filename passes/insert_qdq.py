@@ -70,6 +70,7 @@ class InsertQdq(Pass):
     )
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
+        """See the module's text. Raises UsageError for an opset below the target's and names of no node."""
         refuse_quantized(ctx)
         facts = _facts(ctx)
         if opset(model) < facts.min_opset:
@@ -122,6 +123,10 @@ class InsertQdq(Pass):
         for layer in matrices:
             if layer.node in placement.nodes:
                 gram = statistics[grams[layer]] if layer in grams else None
+                if gram is None and self.rounding == "gram":
+                    ctx.missed(
+                        "QDQ006", layer.node, f"weights are rounded to nearest: {layer.width} inputs are too many"
+                    )
                 layers.append(quantized_layer(layer, gram, float(grids[layer.data].scale), choices))
         pairs = Inserter(ctx.edit, facts, placement, grids, ctx.may_rewrite).run(layers)
         ctx.notes.setdefault(self.name, {}).update(_notes(ranges, layers))
@@ -161,15 +166,15 @@ def _facts(ctx: PassContext) -> Quantization:
 def _why(kept: Kept) -> str:
     others = len(kept.nodes) - 1
     what = f"it and {others} next to it stay in float" if others else "stays in float"
-    if kept.integer > kept.float:
-        return f"{what}: {kept.integer * 1e3:.3f} ms in integers, {kept.float * 1e3:.3f} ms in float"
+    if kept.integer_seconds > kept.float_seconds:
+        return f"{what}: {kept.integer_seconds * 1e3:.3f} ms in integers, {kept.float_seconds * 1e3:.3f} ms in float"
     return f"{what}: converting between integers and floats around them takes more than integers save"
 
 
 def _measured(found: Measured) -> dict[str, Any]:
     """Return the timings for the report, and the names by which ``keep`` makes the same choice again."""
     regions = [
-        {"nodes": [str(node.name) for node in kept.nodes], "integer": kept.integer, "float": kept.float}
+        {"nodes": [str(node.name) for node in kept.nodes], "integer": kept.integer_seconds, "float": kept.float_seconds}
         for kept in found.kept
     ]
     return {"ratio": found.ratio, "ratios": list(found.ratios), "kept": regions}

@@ -27,14 +27,14 @@ class Crossing(Generic[T]):
 
 
 def cheapest_inside(inside: Mapping[T, float], outside: Mapping[T, float], crossings: Iterable[Crossing[T]]) -> set[T]:
-    """Return the items to put inside so that the sum of all costs is least, as few of them as that takes.
+    """Return the items to put inside so that the sum of all costs is least, and all that are no dearer there.
 
     ``inside`` and ``outside`` hold the cost of each item on either side, at least 0.
     """
     import networkx as nx  # heavy, and needed by few runs
 
     inner, outer = ("inner",), ("outer",)
-    graph = nx.DiGraph()
+    graph: nx.DiGraph[tuple[object, ...]] = nx.DiGraph()
     graph.add_nodes_from((inner, outer))
     for item, cost in inside.items():
         graph.add_edge(inner, ("item", item), capacity=round(outside[item] / _UNIT))
@@ -53,4 +53,4 @@ def cheapest_inside(inside: Mapping[T, float], outside: Mapping[T, float], cross
             if reader != outer:
                 graph.add_edge(reader, entering)
     _, (kept, _) = nx.minimum_cut(graph, inner, outer)
-    return {name[1] for name in kept if name[0] == "item"}
+    return {item for item in inside if ("item", item) in kept}

@@ -64,6 +64,11 @@ class LayerMatrix:
         return int(self.array.shape[self.axis])
 
     @property
+    def width(self) -> int:
+        """How many weights an output has, K."""
+        return int(self.array.size // self.outputs)
+
+    @property
     def depthwise(self) -> bool:
         """Whether each group has one input channel."""
         return self.groups > 1 and self.array.shape[1] == 1

@@ -50,8 +50,8 @@ class Kept:
     """
 
     nodes: tuple[Node, ...]
-    integer: float
-    float: float
+    integer_seconds: float
+    float_seconds: float
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class _Unit:
 class _Costs:
     """Seconds: of units on either side, and of converting each value to integers and back."""
 
-    integer: dict[int, float] = field(default_factory=dict)
-    float: dict[int, float] = field(default_factory=dict)
+    integers: dict[int, float] = field(default_factory=dict)
+    floats: dict[int, float] = field(default_factory=dict)
     enter: dict[str, float] = field(default_factory=dict)
     leave: dict[str, float] = field(default_factory=dict)
 
@@ -121,7 +121,7 @@ class Measurement:
         reference = numbered_copy(self.model)
         costs = _Costs()
         floats = self.timer.node_seconds(reference)
-        costs.float = {unit.position: sum(floats.get(name, 0.0) for name in unit.names) for unit in units}
+        costs.floats = {unit.position: sum(floats.get(name, 0.0) for name in unit.names) for unit in units}
         tried: list[tuple[float, Placement, tuple[Kept, ...]]] = []
         seen = set()
         placement = self.full
@@ -131,7 +131,7 @@ class Measurement:
             trial = self._trial(placement, positions)
             tried.append((self.timer.latency_ratio(reference, trial.model), placement, kept))
             _learn(costs, units, crossings, trial, self.timer.node_seconds(trial.model), self._sizes())
-            inside = cheapest_inside(costs.integer, costs.float, _priced(crossings, costs))
+            inside = cheapest_inside(costs.integers, costs.floats, _priced(crossings, costs))
             outside = [nodes[unit.position] for unit in units if unit.position not in inside]
             placement = place(self.model, self.facts, floats=[*self._never(), *outside])
             kept = _regions(self.full, placement, inside, units, crossings, costs, nodes)
@@ -242,7 +242,7 @@ def _learn(
     for unit in units:
         if unit.position in placed:
             own = (*unit.names, *trial.operands[unit.position])
-            costs.integer[unit.position] = sum(seconds.get(name, 0.0) for name in own) + extra.get(unit.position, 0.0)
+            costs.integers[unit.position] = sum(seconds.get(name, 0.0) for name in own) + extra.get(unit.position, 0.0)
     for known, found in ((costs.enter, enter), (costs.leave, leave)):
         rate = sum(found.values()) / max(sum(sizes[name] for name in found), 1)
         for name in sizes:
@@ -284,8 +284,8 @@ def _regions(
         cut = [position for position in found if position not in inside]
         touched = set(chain.from_iterable((*members[p].reads, members[p].writes) for p in cut))
         converted = sum(costs.enter[name] for name in touched if _enters(crossings.get(name), inside, cut))
-        integer = sum(costs.integer[position] for position in cut) + converted
-        regions.append(Kept(tuple(nodes[p] for p in found), integer, sum(costs.float[position] for position in cut)))
+        integer = sum(costs.integers[position] for position in cut) + converted
+        regions.append(Kept(tuple(nodes[p] for p in found), integer, sum(costs.floats[position] for position in cut)))
     return tuple(regions)
 
 

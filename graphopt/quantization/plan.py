@@ -21,6 +21,8 @@ from graphopt.quantization.rounding import corrected_bias, output_error, round_t
 from graphopt.targets import Quantization
 
 Kind = Literal["histogram", "moving"]
+_WIDEST = 4608
+"""Layers with more inputs are rounded to nearest: a Gram matrix has the square of that many float64 numbers."""
 _LARGEST_BIAS = 2.0**30
 """A bias is kept below this many steps of its int32 grid; a channel of tiny weights gets a coarser grid for that."""
 
@@ -84,9 +86,9 @@ def value_ranges(placement: Placement, statistics: Statistics, choices: Choices)
 
 
 def layer_requests(layers: Sequence[LayerMatrix], choices: Choices) -> dict[LayerMatrix, Request]:
-    """Return the Gram matrices that rounding the layers' weights needs, none for nearest rounding."""
+    """Return the Gram matrices that rounding the layers' weights needs, none for nearest rounding or huge layers."""
     wanted = choices.rounding == "gram" or choices.bias_correction
-    return {layer: layer.gram() for layer in layers} if wanted else {}
+    return {layer: layer.gram() for layer in layers if layer.width <= _WIDEST} if wanted else {}
 
 
 def quantized_layer(layer: LayerMatrix, gram: Gram | None, input_scale: float, choices: Choices) -> Layer:
