@@ -25,13 +25,10 @@ import numpy as np
 from graphopt.analysis import Shapes
 from graphopt.errors import UsageError
 from graphopt.ir import (
-    Attr,
-    AttributeType,
     DataType,
     Graph,
     Model,
     Node,
-    Tensor,
     Value,
     attr,
     constant,
@@ -154,8 +151,7 @@ class _Writer:
         elif node.op_type == "ConstantOfShape":
             tensor = attr(node, "value")
             array = np.zeros(1, np.float32) if tensor is None else tensor.numpy()
-            tensor = Tensor(self._rounded(array, node.outputs[0]))
-            self.edit.set_attr(node, "value", Attr("value", AttributeType.TENSOR, tensor))
+            self.edit.set_attr(node, "value", self._rounded(array, node.outputs[0]))
 
     def _rounded(self, array: Array, value: Value) -> Array:
         if not fits(array, self.plan.dtype)[0]:

@@ -54,13 +54,14 @@ class ConvertOpset(Pass):
 
     name: ClassVar[str] = "convert-opset"
     version: int = option(17, "the opset version to convert to", ge=OLDEST)
+    only_up: bool = option(False, "leave a model of a newer opset as it is")
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
         """Convert every node. Raises PassError, naming the node, for what the other version cannot express."""
         current = opset(model)
         if self.version > latest_opset():
             raise UsageError(f"the newest opset known here is {latest_opset()}", where=str(self))
-        if current == 0 or current == self.version:
+        if current == 0 or current == self.version or (self.only_up and current > self.version):
             return Changes()
         if current < OLDEST:
             raise UsageError(f"the model is of opset {current}; conversion starts at {OLDEST}", where=str(self))

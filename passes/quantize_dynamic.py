@@ -27,6 +27,7 @@ from graphopt.ir.query import constant_size, tensor_of
 from graphopt.pipeline import Changes, Pass, PassContext, option
 from graphopt.quantization.grid import weight_grid
 from graphopt.quantization.guard import refuse_quantized
+from graphopt.quantization.tables import Tables
 from graphopt.targets import HOST, find
 
 Array = np.ndarray[Any, Any]
@@ -60,6 +61,7 @@ class QuantizeDynamic(Pass):
     lossless: ClassVar[bool] = False
     min_weights: int = option(1024, "products with fewer weights stay in float: quantizing the input costs more", ge=0)
     convolutions: bool = option(False, "Conv too, which onnxruntime's CPU kernels run slower than in float")
+    tables: bool = option(False, "store tables that Gather reads in 8 bits too, with a scale for each row")
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
         """Rewrite each layer. Raises PassError when the model is quantized already."""
@@ -78,6 +80,14 @@ class QuantizeDynamic(Pass):
             elif reason is None and ctx.may_rewrite(node, "quantize its input as it comes, and its weights"):
                 _quantize(node, ctx, written)
                 changes["layers quantized"] += 1
+        tables = Tables(ctx.edit, self.min_weights)
+        for node in ctx.nodes("Gather") if self.tables else []:
+            reason = tables.refusal(node)
+            if reason:
+                ctx.missed("DYN003", node, reason)
+            elif reason is None and ctx.may_rewrite(node, "store its table in 8 bits"):
+                tables.rewrite(node)
+                changes["tables quantized"] += 1
         return changes
 
     def _refusal(self, node: Node) -> str | None:

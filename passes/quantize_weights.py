@@ -24,28 +24,30 @@ import ml_dtypes
 import numpy as np
 
 from graphopt.errors import UsageError
-from graphopt.ir import DataType, Model, Node, Value, attr, constant, opset, rank_of
+from graphopt.ir import DataType, Model, Node, Value, attr, constant, opset
 from graphopt.ir.linear import is_overridable
 from graphopt.ir.query import constant_size
 from graphopt.pipeline import Changes, Pass, PassContext, option
 from graphopt.quantization.grid import Grid, weight_grid
 from graphopt.quantization.guard import refuse_quantized
+from graphopt.quantization.tables import READERS, Tables
 
 Array = np.ndarray[Any, Any]
 TYPES = {"int8": np.int8, "uint8": np.uint8, "int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4}
 PER_CHANNEL, BLOCKED = 13, 21
 """The opsets from which DequantizeLinear takes a scale for each channel, and for each block (and 4 bits)."""
 
+SMALLEST_BLOCK = 16
+"""The smallest block that onnxruntime has a kernel for."""
 FIRST_WITH_4_BITS = 10
 """The version of the file format that brought integers of 4 bits."""
 
 
 @dataclass
 class _Written:
-    """What was written already: the decoded weight by value and form, the integers and scales of a table by value."""
+    """What was written already: the decoded weight by value and form."""
 
     weights: dict[tuple[Value, bool, float], Value] = field(default_factory=dict)
-    tables: dict[Value, tuple[Value, Value]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,34 +66,31 @@ class QuantizeWeights(Pass):
     tables: bool = option(True, "tables that Gather reads too, in 8 bits with a scale for each row")
     min_weights: int = option(1024, "weights and tables with fewer elements stay in float", ge=0)
 
-    def __post_init__(self) -> None:
-        """Refuse options that no model can be written with."""
-        super().__post_init__()
-        if self.bits not in (4, 8):
-            raise UsageError("bits must be 8 or 4", where=str(self))
-        if self.block and (self.block < 16 or self.block & (self.block - 1)):
-            raise UsageError("block must be 0 or a power of two from 16 on", where=str(self))
-
     def run(self, model: Model, ctx: PassContext) -> Changes:
         """Rewrite each layer and table. Raises PassError when the model is quantized already."""
+        if self.bits not in (4, 8):
+            raise UsageError("bits must be 8 or 4", where=str(self))
+        if self.block and (self.block < SMALLEST_BLOCK or self.block & (self.block - 1)):
+            raise UsageError(f"block must be 0 or a power of two from {SMALLEST_BLOCK} on", where=str(self))
         changes = Changes()
         layers, gathers = ctx.nodes("MatMul", "Gemm"), ctx.nodes("Gather") if self.tables else []
         refuse_quantized(ctx)
-        written = _Written()
+        written, tables = _Written(), Tables(ctx.edit, self.min_weights)
         needed = BLOCKED if self.block or self.bits == 4 else PER_CHANNEL
         if layers and opset(model) < needed:
             hint = f"run convert-opset{{version={BLOCKED}}} first"
             ctx.missed("WGT001", layers[0], f"weights in this form need opset {needed}", hint)
             layers = []
-        if gathers and opset(model) < BLOCKED:
-            if any(self._size(node.inputs[0]) for node in gathers):
-                hint = f"run convert-opset{{version={BLOCKED}}} first"
-                ctx.missed("WGT001", gathers[0], f"tables in this form need opset {BLOCKED}", hint)
-            gathers = []
         for node in layers:
             changes["weights quantized"] += self._layer(node, ctx, written)
         for node in gathers:
-            changes["tables quantized"] += self._table(node, ctx, written)
+            reason = tables.refusal(node)
+            if reason:
+                way = f"run convert-opset{{version={BLOCKED}}} first" if opset(model) < BLOCKED else None
+                ctx.missed("WGT004", node, reason, way)
+            elif reason is None and ctx.may_rewrite(node, "store its table in 8 bits"):
+                tables.rewrite(node)
+                changes["tables quantized"] += 1
         if changes and needed == BLOCKED and model.ir_version < FIRST_WITH_4_BITS:
             ctx.edit.set_ir_version(FIRST_WITH_4_BITS)
         return changes
@@ -145,38 +144,10 @@ class QuantizeWeights(Pass):
         ctx.edit.annotate(decode.outputs[0], DataType.FLOAT, array.shape)
         return decode.outputs[0]
 
-    def _table(self, node: Node, ctx: PassContext, written: _Written) -> bool:
-        table, rank = node.inputs[0], rank_of(node.inputs[0])
-        if table is None or not self._size(table) or rank != 2 or attr(node, "axis", 0) % rank:
-            return False
-        array = constant(table)
-        if array is None or not np.isfinite(array).all():
-            ctx.missed("WGT002", node, "its table is not of finite numbers")
-            return False
-        if _is_read_in_float(table):
-            ctx.missed("WGT003", node, "others read its table in float, so that a copy would be needed")
-            return False
-        if not ctx.may_rewrite(node, "store its table in 8 bits"):
-            return False
-        if table not in written.tables:
-            grid = weight_grid(array, "int8", axis=0)
-            integers = ctx.edit.constant(grid.quantize(array).astype(np.int8), f"{table.name}_int8")
-            written.tables[table] = integers, ctx.edit.constant(grid.scale.reshape(-1, 1), f"{table.name}_scale")
-        integers, scale = written.tables[table]
-        output, ids = node.outputs[0], node.inputs[1]
-        rows, scales = (ctx.edit.insert_before(node, "Gather", [value, ids]) for value in (integers, scale))
-        attributes = {"axis": -1, "block_size": array.shape[1]}
-        decode = ctx.edit.insert_before(
-            node, "DequantizeLinear", [rows.outputs[0], scales.outputs[0]], attributes, like=output
-        )
-        ctx.edit.replace(node, decode.outputs)
-        return True
-
 
 def _is_read_in_float(value: Value) -> bool:
     """Tell whether anything but the places that this pass rewrites reads ``value``."""
-    places = {("MatMul", 1), ("Gemm", 1), ("Gather", 0)}
-    return value.is_graph_output() or any((use.node.op_type, use.idx) not in places for use in value.uses())
+    return value.is_graph_output() or any((use.node.op_type, use.idx) not in READERS for use in value.uses())
 
 
 def _constants(grid: Grid, array: Array, weight: Value, ctx: PassContext) -> list[Value]:

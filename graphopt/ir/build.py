@@ -10,7 +10,9 @@ import onnx_ir
 
 from graphopt.ir.tensors import light
 
-Attribute = int | float | str | bytes | Sequence[int] | Sequence[float] | Sequence[str] | onnx_ir.Attr
+Attribute = (
+    int | float | str | bytes | np.ndarray[Any, Any] | Sequence[int] | Sequence[float] | Sequence[str] | onnx_ir.Attr
+)
 """What an attribute can be made from."""
 
 
@@ -25,7 +27,8 @@ def as_tensor(array: np.ndarray[Any, Any] | onnx_ir.TensorProtocol, name: str | 
 
 
 def as_attr(name: str, value: Attribute) -> onnx_ir.Attr:
-    """Return a plain Python value as the attribute ``name``; an attribute is renamed where needed."""
+    """Return a plain Python value as the attribute ``name``, an array as a tensor; an attribute is renamed where
+    needed."""
     if isinstance(value, onnx_ir.Attr):
         return value if value.name == name else onnx_ir.Attr(name, value.type, value.value)
     if isinstance(value, bool | int | np.integer):
@@ -36,6 +39,8 @@ def as_attr(name: str, value: Attribute) -> onnx_ir.Attr:
         return onnx_ir.AttrString(name, value)
     if isinstance(value, bytes):
         return onnx_ir.AttrString(name, value.decode())
+    if isinstance(value, np.ndarray):
+        return onnx_ir.AttrTensor(name, as_tensor(value, None))
     return _as_list_attr(name, list(value))
 
 

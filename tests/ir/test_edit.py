@@ -32,6 +32,14 @@ def test_replace_uses_moves_readers_and_erase_dead_takes_the_chain():
     np.testing.assert_allclose(run(model, X)[0], np.exp(X["x"]), rtol=1e-6)
 
 
+def test_an_attribute_may_be_an_array():
+    model = model_of("g (int64[1] s) => (y) { y = ConstantOfShape(s) }")
+    edit = Editor(model)
+    edit.set_attr(edit.nodes("ConstantOfShape")[0], "value", np.array([2.5], np.float32))
+    verify(model)
+    np.testing.assert_array_equal(run(model, {"s": np.array([2])})[0], np.float32([2.5, 2.5]))
+
+
 def test_a_graph_output_keeps_its_name_when_another_value_takes_its_place():
     model = model_of(CHAIN)
     edit = Editor(model)

@@ -120,6 +120,15 @@ def test_versions_out_of_range_are_usage_errors(version):
         optimized(build("y = Relu (x)", 17), f"convert-opset{{version={version}}}")
 
 
+@pytest.mark.parametrize(("given", "reached"), [(11, 13), (13, 13), (18, 18)])
+def test_only_up_leaves_newer_models_alone(given, reached):
+    before = model_of("g (float[2, 3] x) => (y) { y = Relu(x) }", opset=given)
+
+    after, _ = optimized(before, "convert-opset{version=13,only_up=true}")
+
+    assert opset(after) == reached
+
+
 def test_nodes_of_nested_graphs_are_converted_too():
     body = """
     g (float[2,1] x, bool c) => (y) {

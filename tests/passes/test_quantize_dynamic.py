@@ -150,6 +150,18 @@ def test_a_quantized_model_is_refused() -> None:
     assert "strip-qdq" in (caught.value.hint or "")
 
 
+def test_tables_are_stored_in_8_bits_when_asked_for() -> None:
+    weights = WEIGHTS | {"table": normal(100, 32)}
+    before = model_of("g (int64[k] ids) => (y) { e = Gather(table, ids) y = MatMul(e, W) }", weights=weights, opset=21)
+    assert operators(optimized(before, "quantize-dynamic")[0])["Gather"] == 1
+    after, _ = optimized(before, "quantize-dynamic{tables=true}")
+    assert operators(after)["DequantizeLinear"] == 1
+    assert "table" not in after.graph.initializers
+    assert error(before, after, {"ids": np.array([0, 99, 7])}) < 0.02
+    old = model_of("g (int64[k] ids) => (y) { y = Gather(table, ids) }", weights=weights)
+    assert codes(optimized(old, "quantize-dynamic{tables=true}")[1]) == {"DYN003"}
+
+
 def test_fuel_counts_layers() -> None:
     before = model_of(f"{X} (y, z) {{ y = MatMul(x, W) z = Gemm <transB = 1> (x, T) }}", weights=WEIGHTS)
     after = clone(before)
