@@ -35,7 +35,7 @@ from graphopt.quantization.guard import refuse_quantized
 from graphopt.quantization.insert import Inserter, Layer
 from graphopt.quantization.layers import LayerMatrix
 from graphopt.quantization.measured import Kept, Measured, Measurement
-from graphopt.quantization.placement import Placement, place
+from graphopt.quantization.placement import LINEAR, Placement, place
 from graphopt.quantization.plan import (
     Choices,
     ValueRange,
@@ -84,7 +84,9 @@ class InsertQdq(Pass):
         kept = self._kept(ctx)
         placement = place(model, facts, kept, lambda node, why: ctx.missed("QDQ001", node, f"stays in float: {why}"))
         if not placement.nodes:
-            ctx.missed("QDQ002", None, "nothing was quantized: the model has no layer with constant weights")
+            nested = sum(node.graph is not model.graph for node in ctx.nodes(*LINEAR))
+            why = f"its {nested} layers are in branches or loops" if nested else "it has no layer with constant weights"
+            ctx.missed("QDQ002", None, f"nothing was quantized: {why}", hint="try inline-if" if nested else None)
             return Changes()
         return self._insert(ctx, facts, placement, choices)
 
