@@ -76,6 +76,16 @@ class ModelRunner:
 
         A batch that cannot be divided is run whole. Raises UsageError without data, ModelError and TargetError.
         """
+        return (outputs for _, outputs in self.variants(model, [{}], limit=limit))
+
+    def variants(
+        self, model: Model, settings: Sequence[Outputs], *, limit: int | None = None
+    ) -> Iterator[tuple[int, Outputs]]:
+        """Run ``model`` on each batch, of at most ``limit`` samples in all, once for each of ``settings``.
+
+        A setting holds arrays for inputs that the data does not have. Yields the setting's index and the outputs.
+        A batch that cannot be divided is run whole. Raises UsageError without data, ModelError and TargetError.
+        """
         data = self._data()
         session = session_of(model, optimize=True, threads=core_count())
         left = limit
@@ -83,7 +93,9 @@ class ModelRunner:
             if left is not None and left <= 0:
                 return
             part = feeds if left is None else next(data.split(feeds, left))
-            yield session.run(_accepted(session, part))
+            accepted = _accepted(session, part)
+            for index, setting in enumerate(settings):
+                yield index, session.run({**accepted, **setting})
             left = None if left is None else left - samples_of(part)
 
     def metric(self, model: Model) -> float | None:

@@ -21,11 +21,14 @@ a target that is another machine nothing can be timed, and all that can be quant
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from graphopt.analysis import Shapes
+from graphopt.analysis.cost import weight_bytes
 from graphopt.analysis.statistics import CalibrationData
 from graphopt.errors import TargetError, UsageError
 from graphopt.ir import Model, Node, Value, opset
@@ -35,6 +38,7 @@ from graphopt.quantization.guard import refuse_quantized
 from graphopt.quantization.insert import Inserter, Layer
 from graphopt.quantization.layers import LayerMatrix
 from graphopt.quantization.measured import Kept, Measured, Measurement
+from graphopt.quantization.mixed import Bound, mixed
 from graphopt.quantization.placement import LINEAR, Placement, place
 from graphopt.quantization.plan import (
     Choices,
@@ -45,6 +49,7 @@ from graphopt.quantization.plan import (
     value_ranges,
     value_requests,
 )
+from graphopt.quantization.trial import Plan
 from graphopt.targets import Quantization
 
 
@@ -68,6 +73,8 @@ class InsertQdq(Pass):
     placement: str = option(
         "measured", "quantize where integers are measured to be faster, or all that can be", choices=("measured", "all")
     )
+    min_sqnr: float = option(0.0, "keep in float what it takes for so many dB at each output, 0 for no bound", ge=0)
+    max_loss: float = option(math.inf, "keep in float what it takes for the metric to fall by no more", ge=0)
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
         """See the module's text. Raises UsageError for an opset below the target's and names of no node."""
@@ -130,9 +137,17 @@ class InsertQdq(Pass):
                         "QDQ006", layer.node, f"weights are rounded to nearest: {layer.width} inputs are too many"
                     )
                 layers.append(quantized_layer(layer, gram, float(grids[layer.data].scale), choices))
-        pairs = Inserter(ctx.edit, facts, placement, grids, ctx.may_rewrite).run(layers)
-        ctx.notes.setdefault(self.name, {}).update(_notes(ranges, layers))
-        return Changes(pairs=pairs, layers=len(layers))
+        plan = Plan(placement, grids, tuple(layers))
+        bound = Bound(self.min_sqnr, self.max_loss)
+        if bound and layers:
+            wide = replace(choices, activations=facts.wide_activations) if facts.wide_activations else None
+            fine = {value: found.grid for value, found in value_ranges(full, statistics, wide).items()} if wide else {}
+            plan = _within(bound, ctx, facts, plan, fine)
+        before = weight_bytes(ctx.edit.model)
+        pairs = Inserter(ctx.edit, facts, plan.placement, plan.grids, ctx.may_rewrite).run(list(plan.layers))
+        sizes = {"before": before, "after": weight_bytes(ctx.edit.model)}
+        ctx.notes.setdefault(self.name, {}).update(_notes(ranges, plan.layers), weight_bytes=sizes)
+        return Changes(pairs=pairs, layers=len(plan.layers))
 
     def _faster(
         self, ctx: PassContext, facts: Quantization, full: Placement, grids: dict[Value, Grid], choices: Choices
@@ -156,6 +171,18 @@ class InsertQdq(Pass):
         for kept in found.kept:
             ctx.missed("QDQ004", kept.nodes[0], _why(kept), hint="placement=all quantizes it all the same")
         return found.placement
+
+
+def _within(bound: Bound, ctx: PassContext, facts: Quantization, plan: Plan, fine: dict[Value, Grid]) -> Plan:
+    """Return the part of ``plan`` that meets ``bound``, with remarks about the rest."""
+    assert ctx.runner is not None
+    found = mixed(ctx.edit.model, facts, plan, bound, ctx.runner, fine_grids=fine)
+    for node in found.floats:
+        ctx.missed("QDQ010", node, f"stays in float: {found.why(node)}")
+    for value in found.fine:
+        ctx.missed("QDQ011", value, f"is stored in {facts.wide_activations}: 8 bits are too few for the bound")
+    ctx.notes.setdefault("insert-qdq", {})["mixed"] = found.to_json()
+    return found.plan
 
 
 def _facts(ctx: PassContext) -> Quantization:
@@ -182,12 +209,14 @@ def _measured(found: Measured) -> dict[str, Any]:
     return {"ratio": found.ratio, "ratios": list(found.ratios), "kept": regions}
 
 
-def _notes(ranges: dict[Any, ValueRange], layers: list[Layer]) -> dict[str, Any]:
+def _notes(ranges: dict[Any, ValueRange], layers: Sequence[Layer]) -> dict[str, Any]:
     """Return the ranges and the layers' expected errors for the report."""
     return {
         "ranges": {
             str(value.name): {"low": found.low, "high": found.high, "error": found.error, "power": found.power}
             for value, found in ranges.items()
         },
-        "layers": {str(layer.node.name): {"error": layer.error, "power": layer.power} for layer in layers},
+        "layers": {
+            str(layer.node.name): {"error": layer.error, "power": layer.power, "sqnr": layer.sqnr} for layer in layers
+        },
     }

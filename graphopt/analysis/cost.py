@@ -97,6 +97,11 @@ def parameters(model: Model) -> list[TensorProtocol]:
     return list(found.values())
 
 
+def weight_bytes(model: Model) -> int:
+    """Return the bytes of all constants of the model."""
+    return sum(map(_bytes, parameters(model)))
+
+
 def _identity(tensor: TensorProtocol) -> object:
     """Return what tensors share that are the same piece of memory or of a data file."""
     if isinstance(tensor, ExternalTensor):

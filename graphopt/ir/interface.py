@@ -30,6 +30,46 @@ class InterfaceEditor(Editor):
         self.model.graph.outputs.extend(values)
         self._touch()
 
+    def insert_switch(
+        self,
+        value: onnx_ir.Value,
+        on: onnx_ir.Value,
+        chain: Sequence[tuple[str, Sequence[onnx_ir.Value]]],
+        readers: Sequence[tuple[onnx_ir.Node, int]] | None = None,
+    ) -> None:
+        """Let readers of ``value`` get what ``chain`` makes of it, whenever the bool[] input ``on`` is true.
+
+        Each item of ``chain`` is an operator and its further inputs; the first reads ``value``, the others the result
+        of the one before. ``readers`` are nodes and the indices of their inputs, None for everybody. ``value`` belongs
+        to the main graph.
+        """
+        producer = value.producer()
+        base = value.name or "value"
+        if producer is not None:
+            same = self.insert_after(producer, "Identity", [value], name=f"{base}/Switched", like=value)
+        else:
+            same = self.insert_before(self.model.graph[0], "Identity", [value], name=f"{base}/Switched", like=value)
+        current, steps = same.outputs[0], []
+        for operator, further in chain:
+            steps.append(onnx_ir.Node("", operator, [current, *further], name=self.new_name(f"{base}/{operator}")))
+            current = steps[-1].outputs[0]
+        copy = onnx_ir.Node("", "Identity", [same.outputs[0]], name=self.new_name(f"{base}/Identity"))
+        branches = {"then_branch": steps, "else_branch": [copy]}
+        attributes = {name: self._branch(name, nodes, value) for name, nodes in branches.items()}
+        choice = self.insert_after(same, "If", [on], attributes, name=f"{base}/If", like=value)
+        if readers is None:
+            self.replace_uses(value, choice.outputs[0])
+            self.set_input(same, 0, value)
+        for node, index in readers or ():
+            self.set_input(node, index, choice.outputs[0])
+
+    def _branch(self, name: str, nodes: Sequence[onnx_ir.Node], like: onnx_ir.Value) -> onnx_ir.Attr:
+        for node in nodes:
+            node.outputs[0].name = self.new_name(f"{node.name}_output")
+        result = nodes[-1].outputs[0]
+        result.type = like.type
+        return onnx_ir.AttrGraph(name, onnx_ir.Graph([], [result], nodes=nodes, name=self.new_name(name)))
+
     def strip_notes(self) -> None:
         """Remove metadata and doc strings from the model, its graphs and its nodes, and the producer's name."""
         model = self.model

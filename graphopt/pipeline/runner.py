@@ -30,6 +30,15 @@ class Runner(Protocol):
         """Yield the model's outputs by name, one mapping for each batch, of at most ``limit`` samples."""
         ...
 
+    def variants(
+        self, model: Model, settings: Sequence[Outputs], *, limit: int | None = None
+    ) -> Iterator[tuple[int, Outputs]]:
+        """Run ``model`` on each batch, of at most ``limit`` samples in all, once for each of ``settings``.
+
+        A setting holds arrays for inputs that the data does not have. Yields the setting's index and the outputs.
+        """
+        ...
+
     def metric(self, model: Model) -> float | None:
         """Return the task metric of ``model``, higher is better; ``None`` when the user gave none."""
         ...

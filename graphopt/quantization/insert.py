@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,11 @@ class Layer:
     bias: NDArray[np.float64] | None = None
     error: float = 0.0
     power: float = 0.0
+
+    @property
+    def sqnr(self) -> float | None:
+        """The expected SQNR of the output in dB by rounding the weights alone; None where it is not known."""
+        return 10 * math.log10(self.power / self.error) if self.power > 0 and self.error > 0 else None
 
 
 @dataclass

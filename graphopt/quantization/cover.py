@@ -1,0 +1,92 @@
+"""Which sources of noise to do away with, so that the rest is below a bound and little is lost for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.ir import Node, Value
+from graphopt.quantization.sensitivity import Noise, Source
+
+Move = Node | Value
+"""A node to put back to float, or a value to put on a finer grid."""
+
+
+@dataclass(frozen=True)
+class Cover:
+    """Chooses moves. ``costs`` are the multiply-accumulates of the nodes, ``fine`` the values that may get finer grids,
+    ``scale`` what noise on paper has to be multiplied by to be that which was measured.
+    """
+
+    sources: Collection[Source]
+    costs: Mapping[Node, int]
+    fine: Collection[Value]
+    scale: Noise
+
+    @classmethod
+    def scaled(
+        cls,
+        sources: Collection[Source],
+        costs: Mapping[Node, int],
+        fine: Collection[Value],
+        taken: Collection[Move],
+        measured: Noise,
+    ) -> Cover:
+        """Return a cover scaled to the noise that was measured after the moves ``taken``."""
+        paper = cls(sources, costs, fine, np.ones_like(measured)).left(dict.fromkeys(taken))
+        usable = np.isfinite(measured) & np.isfinite(paper) & (paper > 0)
+        return cls(sources, costs, fine, np.divide(measured, paper, out=np.ones_like(measured), where=usable))
+
+    def left(self, taken: Mapping[Move, None]) -> Noise:
+        """Return the noise that is left after the moves ``taken``."""
+        return self.scale * sum(
+            (source.noise for source in self.sources if self._alive(source, taken)), np.zeros_like(self.scale)
+        )
+
+    def extend(self, taken: Mapping[Move, None], goal: float) -> list[Move]:
+        """Return at least one further move, and as many as leave no more than ``goal`` at each output.
+
+        It is empty when nothing is left to do.
+        """
+        added: list[Move] = []
+        while not added or float(self.left({**taken, **dict.fromkeys(added)}).max()) > goal:
+            move = self._best({**taken, **dict.fromkeys(added)})
+            if move is None:
+                break
+            added.append(move)
+        # What was taken early for being cheap may not be needed any more beside what was taken later.
+        for move in sorted(added, key=lambda move: -self._cost(move)):
+            fewer = [other for other in added if other is not move]
+            if fewer and float(self.left({**taken, **dict.fromkeys(fewer)}).max()) <= goal:
+                added = fewer
+        return added
+
+    def _alive(self, source: Source, taken: Mapping[Move, None]) -> bool:
+        fine = source.value is not None and source.value in taken
+        return not fine and any(node not in taken for node in source.holders)
+
+    def _best(self, taken: Mapping[Move, None]) -> Move | None:
+        """Return the move that saves most noise at the worst output for its cost.
+
+        A node is credited with its part of what it shares with others: only all of them together make that go away.
+        """
+        output = int(np.argmax(self.left(taken)))
+        gains: dict[Move, float] = {}
+        for source in self.sources:
+            if not self._alive(source, taken):
+                continue
+            holders = [node for node in source.holders if node not in taken]
+            for node in holders:
+                gains[node] = gains.get(node, 0.0) + float(source.noise[output]) / len(holders)
+            if source.value in self.fine and source.value is not None:
+                gains[source.value] = gains.get(source.value, 0.0) + float(source.noise[output])
+        return max(gains, key=lambda move: gains[move] / self._cost(move), default=None)
+
+    def _cost(self, move: Move) -> float:
+        """Return what a move costs: nodes without multiplications are not free, 16 bits half as dear as floats."""
+        if isinstance(move, Node):
+            return self.costs.get(move, 0) + max(sum(self.costs.values()) / max(len(self.costs), 1) / 100, 1.0)
+        holders = [node for source in self.sources if source.value is move for node in source.holders]
+        return sum(self._cost(node) for node in holders) / 2

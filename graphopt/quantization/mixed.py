@@ -1,0 +1,214 @@
+"""Mixed precision: which nodes have to stay in float, or values on a finer grid, for a bound on the loss to hold.
+
+The noise of every source is measured once; that of several adds up. So a set of nodes is chosen on paper, by the noise
+that each of them saves for its multiply-accumulates, written into a copy of the model and checked there. Where the
+bound does not hold yet, the choice goes on from what the check found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from graphopt.errors import PassError, UsageError
+from graphopt.ir import Model, Node, Value
+from graphopt.quantization.cover import Cover, Move
+from graphopt.quantization.grid import Grid
+from graphopt.quantization.placement import place
+from graphopt.quantization.sensitivity import (
+    Noise,
+    Sensitivity,
+    decibel,
+    measure,
+    noise_of,
+    plain,
+    units_of,
+)
+from graphopt.quantization.trial import Plan, Runs, Trial
+from graphopt.targets import Quantization
+
+_SAMPLES = 8
+"""Samples that the noise of each source is measured on."""
+_CHECKED = 64
+"""Samples that a whole plan is checked on."""
+_MARGIN = 0.97
+"""How much of the noise that the bound allows is planned with."""
+_STEP = 0.5
+"""How much of the noise is left after each round when the bound is on the metric, which nothing foretells."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What has to hold: each output's SQNR is at least ``min_sqnr`` dB, the metric at most ``max_loss`` lower."""
+
+    min_sqnr: float = 0.0
+    max_loss: float = math.inf
+
+    def __bool__(self) -> bool:
+        return self.min_sqnr > 0 or self.max_loss < math.inf
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a plan gives: its noise on calibration samples, and how much lower the metric is, 0 without one."""
+
+    noise: Noise
+    loss: float = 0.0
+
+    def meets(self, bound: Bound) -> bool:
+        """Tell whether the bound holds."""
+        return decibel(self.noise) >= bound.min_sqnr and self.loss <= bound.max_loss
+
+    def __str__(self) -> str:
+        return f"{decibel(self.noise):.1f} dB" + (f", the metric {self.loss:g} lower" if self.loss else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """A plan that meets a bound: the nodes put back to float for it and the values on finer grids.
+
+    ``before`` is the check of the plan that it started from, ``after`` that of this one; ``sensitivity`` is None when
+    there was nothing to do.
+    """
+
+    plan: Plan
+    floats: tuple[Node, ...]
+    fine: tuple[Value, ...]
+    before: Check
+    after: Check
+    sensitivity: Sensitivity | None = None
+
+    def why(self, node: Node) -> str:
+        """Return what speaks for keeping ``node`` in float, with numbers."""
+        assert self.sensitivity is not None
+        unit = next((unit for unit in self.sensitivity.units if unit.node is node), None)
+        whole = f"the model has {self.before} with everything quantized, {self.after} without what stays in float"
+        if unit is None:
+            return f"what it reads or writes stays in float; {whole}"
+        return f"quantizing it alone leaves {decibel(unit.noise):.1f} dB; {whole}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for the report."""
+        return {
+            "sqnr_before": plain(decibel(self.before.noise)),
+            "sqnr": plain(decibel(self.after.noise)),
+            "loss_before": self.before.loss,
+            "loss": self.after.loss,
+            "float": [node.name for node in self.floats],
+            "fine": [value.name for value in self.fine],
+            "sensitivity": None if self.sensitivity is None else self.sensitivity.to_json(),
+        }
+
+
+@dataclass
+class _Search:
+    """The state of a search: ``taken`` are all nodes of the first plan that do not compute with integers any more, and
+    the values that got finer grids.
+    """
+
+    model: Model
+    facts: Quantization
+    first: Plan
+    fine_grids: Mapping[Value, Grid]
+    runs: Runs
+    bound: Bound
+    taken: dict[Move, None] = field(default_factory=dict)
+    best: Check | None = None
+    _metric: float | None = None
+
+    def check(self, plan: Plan) -> Check:
+        """Write a plan into a copy and run that."""
+        trial = Trial(self.model, self.facts).quantize(plan)
+        noise = noise_of(self.model, trial, self.runs, limit=_CHECKED)[1]
+        found = Check(noise, self._loss(trial))
+        if self.best is None or (found.loss, -decibel(found.noise)) < (self.best.loss, -decibel(self.best.noise)):
+            self.best = found
+        return found
+
+    def _loss(self, trial: Model) -> float:
+        if self.bound.max_loss == math.inf:
+            return 0.0
+        if self._metric is None:
+            self._metric = self.runs.metric(self.model)
+        metric = self.runs.metric(trial)
+        if self._metric is None or metric is None:
+            raise UsageError("a bound on the loss needs a metric", hint="give one with --metric, or bound the SQNR")
+        return self._metric - metric
+
+    def plan(self) -> Plan:
+        """Return the first plan without ``floats``, with ``fine`` values on their finer grids."""
+        chosen = set(self.first.placement.nodes)
+        outside = [node for node in self.model.graph if node not in chosen or node in self.taken]
+        placement = place(self.model, self.facts, outside)
+        # What needs a neighbour that is in float now has gone with it.
+        left = set(placement.nodes)
+        self.taken.update(dict.fromkeys(node for node in self.first.placement.nodes if node not in left))
+        grids = dict(self.first.grids)
+        for value, root in self.first.placement.values.items():
+            if root in self.taken:
+                grids[value] = self.fine_grids[root]
+        return replace(self.first, grids=grids).within(placement)
+
+
+def mixed(
+    model: Model,
+    facts: Quantization,
+    plan: Plan,
+    bound: Bound,
+    runs: Runs,
+    *,
+    fine_grids: Mapping[Value, Grid] | None = None,
+) -> Mixed:
+    """Return the part of ``plan`` that meets ``bound``.
+
+    ``fine_grids`` holds, for a target with a wider type of activations, the grids of that type for the values that have
+    grids of their own; such values are tried before floats. Raises PassError when no plan with at least one layer in
+    integers meets the bound, UsageError when a metric is needed and there is none.
+    """
+    search = _Search(model, facts, plan, fine_grids or {}, runs, bound)
+    before = after = search.check(plan)
+    if after.meets(bound):
+        return Mixed(plan, (), (), before, after)
+    found = measure(model, facts, plan, runs, limit=_SAMPLES)
+    costs = {unit.node: unit.macs for unit in found.units}
+    current = plan
+    while not after.meets(bound):
+        cover = Cover.scaled(found.sources, costs, search.fine_grids, search.taken, after.noise)
+        search.taken.update(dict.fromkeys(cover.extend(search.taken, _goal(after, bound))))
+        current = search.plan()
+        if len(current.layers) <= 1:
+            current = _last_layer(search, found)
+        after = search.check(current)
+        if len(current.layers) == 1 and not after.meets(bound):
+            raise _unreachable(bound, search)
+    floats = tuple(node for node in units_of(plan.placement, facts) if node in search.taken)
+    return Mixed(current, floats, tuple(value for value in plan.roots if value in search.taken), before, after, found)
+
+
+def _goal(check: Check, bound: Bound) -> float:
+    """Return the noise to aim at."""
+    allowed = 10 ** (-bound.min_sqnr / 10) if bound.min_sqnr > 0 else math.inf
+    if check.loss > bound.max_loss:
+        worst = float(check.noise.max())
+        return min(allowed, worst * _STEP if math.isfinite(worst) else 1.0) * _MARGIN
+    return allowed * _MARGIN
+
+
+def _last_layer(search: _Search, found: Sensitivity) -> Plan:
+    """Return the plan whose only layer is the one with least noise."""
+    layers = {layer.node for layer in search.first.layers}
+    quiet = min((unit for unit in found.units if unit.node in layers), key=lambda unit: float(unit.noise.max()))
+    search.taken = {node: None for node in search.first.placement.nodes if node is not quiet.node}
+    return search.plan()
+
+
+def _unreachable(bound: Bound, search: _Search) -> PassError:
+    wanted = [f"an SQNR of {bound.min_sqnr:g} dB"] if bound.min_sqnr > 0 else []
+    wanted += [f"a loss of at most {bound.max_loss:g}"] if bound.max_loss < math.inf else []
+    return PassError(
+        f"{' and '.join(wanted)} cannot be had with any layer in integers; the best found is {search.best}",
+        where="insert-qdq",
+        hint="loosen the bound, or leave the model in float",
+    )

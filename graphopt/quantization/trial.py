@@ -1,0 +1,147 @@
+"""Plans written into copies of a model, whole or in part, to find out what the rounding does to the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.ir import DataType, Model, Node, Value, constant
+from graphopt.ir.interface import InterfaceEditor
+from graphopt.quantization.grid import Grid
+from graphopt.quantization.insert import BIAS, Inserter, Layer, stored
+from graphopt.quantization.placement import WEIGHT, Placement, read
+from graphopt.targets import Quantization
+
+Outputs = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is written into a model: where, the grid of each value, and what becomes of the layers' weights."""
+
+    placement: Placement
+    grids: Mapping[Value, Grid]
+    layers: tuple[Layer, ...]
+
+    def within(self, placement: Placement) -> Plan:
+        """Return the part of the plan that lies in ``placement``."""
+        nodes = set(placement.nodes)
+        return replace(self, placement=placement, layers=tuple(layer for layer in self.layers if layer.node in nodes))
+
+    @property
+    def roots(self) -> list[Value]:
+        """The values that others share the grid of, or nobody; in order."""
+        return [value for value, root in self.placement.values.items() if value is root]
+
+
+class Runs(Protocol):
+    """What of a runner is needed here; see :class:`graphopt.pipeline.runner.Runner`."""
+
+    def outputs(self, model: Model, *, limit: int | None = None) -> Iterator[Outputs]:
+        """Yield the outputs of ``model`` on each batch of at most ``limit`` samples in all."""
+        ...
+
+    def variants(
+        self, model: Model, settings: Sequence[Outputs], *, limit: int | None = None
+    ) -> Iterator[tuple[int, Outputs]]:
+        """Do the same once for each of ``settings``, which feed further inputs; yield the setting's index too."""
+        ...
+
+    def metric(self, model: Model) -> float | None:
+        """Return the task metric of ``model``, higher is better; ``None`` when the user gave none."""
+        ...
+
+
+@dataclass
+class Trial:
+    """A copy of ``model`` to write parts of a plan into; what names nodes and values are those of the model."""
+
+    model: Model
+    facts: Quantization
+    copy: Model = field(init=False)
+    edit: InterfaceEditor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.copy = self.model.clone()
+        self.copy.meta.update(self.model.meta)
+        self.edit = InterfaceEditor(self.copy)
+        self._nodes: dict[Node, Node] = {}
+        self._values: dict[Value, Value] = {}
+        graph, other = self.model.graph, self.copy.graph
+        self._values.update(zip(graph.inputs, other.inputs, strict=True))
+        for name, value in graph.initializers.items():
+            self._values[value] = other.initializers[name]
+        for mine, theirs in zip(graph, other, strict=True):
+            self._nodes[mine] = theirs
+            self._values.update(zip(mine.outputs, theirs.outputs, strict=True))
+
+    def quantize(self, plan: Plan) -> Model:
+        """Write all of ``plan``; return the copy."""
+        placement, values = plan.placement, self._values
+        mapped = Placement(
+            tuple(self._nodes[node] for node in placement.nodes),
+            {values[value]: values[root] for value, root in placement.values.items()},
+            frozenset(values[value] for value in placement.made),
+        )
+        grids = {values[value]: plan.grids[value] for value in placement.values}
+        layers = [replace(layer, node=self._nodes[layer.node]) for layer in plan.layers]
+        Inserter(self.edit, self.facts, mapped, grids, lambda node, what: True).run(layers)
+        return self.copy
+
+    def round_weights(self, layers: Iterable[Layer]) -> Model:
+        """Put the rounded weights and the corrected biases of ``layers`` in place, as floats; return the copy."""
+        for layer in layers:
+            node = self._nodes[layer.node]
+            for index, array in rounded(layer).items():
+                self.edit.set_input(node, index, self.edit.constant(array, "rounded"))
+        return self.copy
+
+    def switch_values(self, plan: Plan, values: Iterable[Value]) -> dict[Value, str]:
+        """Put a switch on the rounding of each of ``values``; return the names of the bool[] inputs that turn it on."""
+        names = {}
+        for value in values:
+            on = self.edit.add_input(f"round {value.name}", DataType.BOOL, [])
+            self._switch(plan, value, on)
+            names[value] = str(on.name)
+        return names
+
+    def _switch(self, plan: Plan, value: Value, on: Value) -> None:
+        grid, mine = plan.grids[value], self._values[value]
+        scale = self.edit.constant(np.asarray(grid.scale, np.float32), "scale")
+        zero = self.edit.constant(stored(grid.zero_point, grid.dtype), "zero_point")
+        chain = [("QuantizeLinear", [scale, zero]), ("DequantizeLinear", [scale, zero])]
+        readers = [
+            (self._nodes[node], index)
+            for node in plan.placement.nodes
+            for index, operand in enumerate(node.inputs)
+            if operand is value and value in read(node, self.facts)
+        ]
+        self.edit.insert_switch(mine, on, chain, None if value in plan.placement.made else readers)
+
+    def feed_weights(self, layers: Iterable[Layer]) -> list[tuple[Outputs, Outputs]]:
+        """Make inputs of the layers' weights and biases; return for each layer the float and the rounded arrays."""
+        settings = []
+        for layer in layers:
+            node = self._nodes[layer.node]
+            exact, coarse = Outputs(), Outputs()
+            for index, array in rounded(layer).items():
+                old = layer.node.inputs[index] if index < len(layer.node.inputs) else None
+                value = self.edit.add_input(f"weights of {node.name}", DataType.FLOAT, array.shape)
+                self.edit.set_input(node, index, value)
+                before = constant(old)
+                exact[str(value.name)] = np.zeros_like(array) if before is None else before
+                coarse[str(value.name)] = array
+            settings.append((exact, coarse))
+        return settings
+
+
+def rounded(layer: Layer) -> dict[int, NDArray[np.float32]]:
+    """Return what a layer computes with, as floats, by index of its inputs: weights and, where it has one, bias."""
+    found = {WEIGHT: np.asarray(layer.grid.dequantize(layer.integers), np.float32)}
+    if layer.bias is not None:
+        found[BIAS] = layer.bias.astype(np.float32)
+    return found
