@@ -14,7 +14,7 @@ from graphopt.ir import Model, Node, constant, nodes
 from graphopt.runner import ModelRunner
 from graphopt.targets import find
 from graphopt.targets.host import host_target
-from tests.helpers import clone, codes, model_of, operators, run
+from tests.helpers import codes, model_of, operators, run
 
 RNG = np.random.default_rng(7)
 CPU = "cpu-x64"
@@ -24,7 +24,7 @@ def normal(*shape: int) -> np.ndarray[Any, Any]:
     return (RNG.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
 
-WEIGHTS = {
+WEIGHTS: dict[str, np.ndarray[Any, Any]] = {
     "K": normal(8, 4, 3, 3),
     "k": normal(8),
     "L": normal(8, 8, 1, 1),
@@ -35,10 +35,10 @@ WEIGHTS = {
     "F": normal(12, 16),
     "b": normal(12),
     "one": normal(1),
-    "zero": np.float32(0),
-    "six": np.float32(6),
-    "low": np.float32(-0.5),
-    "high": np.float32(0.25),
+    "zero": np.array(0, np.float32),
+    "six": np.array(6, np.float32),
+    "low": np.array(-0.5, np.float32),
+    "high": np.array(0.25, np.float32),
     "flat": np.array([0, -1], np.int64),
     "factors": normal(8, 1, 1),
 }
@@ -127,7 +127,7 @@ def test_pooling_works_on_integers_as_they_are() -> None:
         a = {CONV}(x, K, k) p = MaxPool <kernel_shape = [2, 2]> (a) y = Conv(p, L) }}"""
     model, _ = quantized(body)
     pool = the(model, "MaxPool")
-    before, after = source(pool), pool.outputs[0].uses()[0].node
+    before, after = source(pool), next(iter(pool.outputs[0].uses())).node
     assert after.op_type == "QuantizeLinear"
     assert grid_of(before) == grid_of(after)
 
@@ -291,7 +291,6 @@ def test_nodes_without_names_can_be_timed() -> None:
     model = model_of(f"g {body}", weights={"V": WEIGHTS["V"]})
     for node in nodes(model):
         node.name = None
-    before = io.to_proto(clone(model)).SerializeToString()
     result = optimize(model, pipeline="insert-qdq", data="random", target=find(host_target()))
     assert "placement" in result.report()["notes"]["insert-qdq"]
-    assert (io.to_proto(model).SerializeToString() == before) == ("QDQ005" in codes(result))
+    assert ("QuantizeLinear" in operators(model)) != ("QDQ005" in codes(result))
