@@ -17,8 +17,8 @@
     remark CODE001 node: what the pipeline said, a line each; left out where it said nothing
 
 Lines before the first title are comments. ``not-run: WHY`` and ``not-idempotent: WHY`` under the title switch off one
-check each. A graph without header has ONNX opset 21 and IR version 10. ``pytest --update-golden`` rewrites what stands
-under ``--- after`` and ``--- remarks``.
+check each; ``data: random`` gives the pipeline calibration data. A graph without header has ONNX opset 21 and IR
+version 10. ``pytest --update-golden`` rewrites what stands under ``--- after`` and ``--- remarks``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graphopt import io
-from graphopt.calibration import random_inputs
+from graphopt.calibration import Dataset, random_inputs
+from graphopt.calibration.datasets import dataset_from_feeds
 from graphopt.driver import optimize
 from graphopt.ir import Editor, Model, nodes, shape_of
 from graphopt.ir.infer import infer
@@ -40,7 +41,7 @@ from tests.helpers import check_equivalent, clone
 WEIGHTS = 64
 SEEDS = (0, 1)
 _HEADER = re.compile(r'<\s*ir_version: 10,\s*opset_import: \["" : 21\]\s*>\s*')
-_KEYS = ("pipeline", "not-run", "not-idempotent")
+_KEYS = ("pipeline", "not-run", "not-idempotent", "data")
 _SECTIONS = ("before", "after", "remarks")
 _HOW = "read the difference; if it is what you want, run pytest with --update-golden and commit the file"
 
@@ -57,11 +58,13 @@ class Case:
     remarks: str = ""
     not_run: str = ""
     not_idempotent: str = ""
+    data: str = ""
 
     def __str__(self) -> str:
         lines = [f"== {self.title}", f"pipeline: {self.pipeline}"]
         lines += [f"not-run: {self.not_run}"] if self.not_run else []
         lines += [f"not-idempotent: {self.not_idempotent}"] if self.not_idempotent else []
+        lines += [f"data: {self.data}"] if self.data else []
         lines += ["--- before", self.before, "--- after", self.after]
         lines += ["--- remarks", self.remarks] if self.remarks else []
         return "\n".join(lines) + "\n"
@@ -93,6 +96,7 @@ def _read_case(file: Path, text: str) -> Case:
         sections.get("remarks", ""),
         keys.get("not-run", ""),
         keys.get("not-idempotent", ""),
+        keys.get("data", ""),
     )
 
 
@@ -101,7 +105,7 @@ def check_case(case: Case, *, update: bool = False) -> None:
     before = parse(case.before)
     # The parsed model shares nothing with the one that is changed, as long as each is read anew.
     model = parse(case.before)
-    result = optimize(model, pipeline=case.pipeline)
+    result = optimize(model, pipeline=case.pipeline, data=_data(case, before))
     remarks = "\n".join(str(diagnostic) for diagnostic in result.diagnostics)
     got = replace(case, after=_text(model), remarks=remarks)
     if got != case:
@@ -113,9 +117,17 @@ def check_case(case: Case, *, update: bool = False) -> None:
         _check_numbers(before, model)
     if not case.not_idempotent:
         again = clone(model)
-        optimize(again, pipeline=case.pipeline)
+        optimize(again, pipeline=case.pipeline, data=_data(case, before))
         second = replace(got, after=_text(again))
         assert second == got, f"{case.title}: a second run changes the graph again\n{_difference(got, second)}"
+
+
+def _data(case: Case, model: Model) -> Dataset | None:
+    """Return two random inputs as calibration data where the case asks for data."""
+    if not case.data:
+        return None
+    inputs = Session(io.to_proto(model).SerializeToString(), optimize=False).inputs
+    return dataset_from_feeds([random_inputs(inputs, seed) for seed in SEEDS], inputs)
 
 
 def _text(model: Model) -> str:
