@@ -49,6 +49,7 @@ from graphopt.quantization.plan import (
     value_ranges,
     value_requests,
 )
+from graphopt.quantization.sensitivity import measure
 from graphopt.quantization.trial import Plan
 from graphopt.targets import Quantization
 
@@ -75,6 +76,7 @@ class InsertQdq(Pass):
     )
     min_sqnr: float = option(0.0, "keep in float what it takes for so many dB at each output, 0 for no bound", ge=0)
     max_loss: float = option(math.inf, "keep in float what it takes for the metric to fall by no more", ge=0)
+    sensitivity: int = option(0, "tell in the report what each layer costs, measured on so many samples", ge=0)
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
         """See the module's text. Raises UsageError for an opset below the target's and names of no node."""
@@ -143,6 +145,9 @@ class InsertQdq(Pass):
             wide = replace(choices, activations=facts.wide_activations) if facts.wide_activations else None
             fine = {value: found.grid for value, found in value_ranges(full, statistics, wide).items()} if wide else {}
             plan = _within(bound, ctx, facts, plan, fine)
+        if self.sensitivity and layers and ctx.runner is not None:
+            costs = measure(ctx.edit.model, facts, plan, ctx.runner, limit=self.sensitivity, metrics=True)
+            ctx.notes.setdefault(self.name, {})["sensitivity"] = costs.to_json()
         before = weight_bytes(ctx.edit.model)
         pairs = Inserter(ctx.edit, facts, plan.placement, plan.grids, ctx.may_rewrite).run(list(plan.layers))
         sizes = {"before": before, "after": weight_bytes(ctx.edit.model)}

@@ -65,18 +65,23 @@ class Unit:
         """Return plain values; what adds no noise has None for its SQNR."""
         parts = {"sqnr": self.noise, "values_sqnr": self.values, "weights_sqnr": self.weights}
         numbers = {name: plain(decibel(noise)) for name, noise in parts.items()}
-        found = {"node": self.node.name, "operator": self.node.op_type, **numbers, "macs": self.macs}
+        found = {"node": self.node.name or self.node.outputs[0].name, "operator": self.node.op_type, **numbers, "macs": self.macs}
         return found if self.metric is None else {**found, "metric": self.metric}
 
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """What each source of noise costs; ``total`` is the noise of the model with the whole plan written into it."""
+    """What each source of noise costs; ``total`` is the noise of the model with the whole plan written into it.
+
+    ``metric`` is the task metric of the float model, ``total_metric`` that of the quantized one, None without a metric.
+    """
 
     outputs: tuple[str, ...]
     total: Noise
     sources: tuple[Source, ...]
     units: tuple[Unit, ...]
+    metric: float | None = None
+    total_metric: float | None = None
 
     @property
     def worst_first(self) -> list[Unit]:
@@ -85,17 +90,26 @@ class Sensitivity:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, the units with the worst first."""
-        return {"sqnr": plain(decibel(self.total)), "units": [unit.to_json() for unit in self.worst_first]}
+        metrics = {} if self.metric is None else {"metric": self.metric, "quantized_metric": self.total_metric}
+        return {
+            "sqnr": plain(decibel(self.total)),
+            **metrics,
+            "units": [unit.to_json() for unit in self.worst_first],
+        }
 
 
 def measure(
     model: Model, facts: Quantization, plan: Plan, runs: Runs, *, limit: int = 16, metrics: bool = False
 ) -> Sensitivity:
-    """Measure what ``plan`` costs ``model`` on at most ``limit`` samples, and the metric of each unit if asked for.
+    """Measure what ``plan`` costs ``model`` on at most ``limit`` samples.
 
+    ``metrics`` asks for the task metric too, where there is one; it is computed on all the data, for each unit again.
     Raises UsageError when no output of the model is a tensor of floats.
     """
-    names, total = noise_of(model, Trial(model, facts).quantize(plan), runs, limit=limit)
+    whole = Trial(model, facts).quantize(plan)
+    names, total = noise_of(model, whole, runs, limit=limit)
+    exact = runs.metric(model) if metrics else None
+    coarse = None if exact is None else runs.metric(whole)
     held = _held(plan, facts)
     noises = _value_noises(model, facts, plan, runs, limit)
     sources = [Source(value, held[value], noises[value]) for value in plan.roots]
@@ -109,9 +123,10 @@ def measure(
         mine = [source for source in sources if node in source.holders]
         values = sum((source.noise for source in mine if source.value is not None), np.zeros(len(names)))
         weights = sum((source.noise for source in mine if source.value is None), np.zeros(len(names)))
-        metric = runs.metric(Trial(model, facts).quantize(alone(plan, node, facts))) if metrics else None
+        trial = None if exact is None else Trial(model, facts).quantize(alone(plan, node, facts))
+        metric = None if trial is None else runs.metric(trial)
         units.append(Unit(node, values, weights, macs.get(node, 0), metric))
-    return Sensitivity(names, total, tuple(sources), tuple(units))
+    return Sensitivity(names, total, tuple(sources), tuple(units), exact, coarse)
 
 
 def units_of(placement: Placement, facts: Quantization) -> list[Node]:

@@ -50,6 +50,16 @@ def test_outputs_are_those_of_as_many_samples_as_asked_for(limit, sizes):
     np.testing.assert_allclose(np.concatenate(found), want, rtol=1e-4, atol=1e-4)
 
 
+def test_variants_run_each_batch_once_for_each_setting():
+    switched = model_of("agraph (float[N] x, float z) => (float[N] y) { y = Mul(x, z) }")
+    data = dataset_from_arrays({"x": np.arange(5, dtype=np.float32)}, session_of(switched).inputs[:1], batch=2)
+    settings = [{"z": np.float32(1)}, {"z": np.float32(3)}]
+
+    found = [(index, list(outputs["y"])) for index, outputs in ModelRunner(data).variants(switched, settings, limit=3)]
+
+    assert found == [(0, [0, 1]), (1, [0, 3]), (0, [2]), (1, [6])]
+
+
 def test_batches_that_cannot_be_divided_are_run_whole():
     data = dataset_from_feeds([{"x": X[:3]}, {"x": X[3:]}], session_of(model()).inputs)
 
