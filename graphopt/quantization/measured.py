@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Protocol
 
 from graphopt.analysis.partition import Crossing, cheapest_inside
@@ -282,15 +281,18 @@ def _regions(
                 del left[each]
         found.sort()
         cut = [position for position in found if position not in inside]
-        touched = set(chain.from_iterable((*members[p].reads, members[p].writes) for p in cut))
-        converted = sum(costs.enter[name] for name in touched if _enters(crossings.get(name), inside, cut))
+        converted = sum(_alone(crossing, costs, name, inside, cut) for name, crossing in crossings.items())
         integer = sum(costs.integers[position] for position in cut) + converted
         regions.append(Kept(tuple(nodes[p] for p in found), integer, sum(costs.floats[position] for position in cut)))
     return tuple(regions)
 
 
-def _enters(crossing: Crossing[int] | None, inside: Collection[int], cut: Collection[int]) -> bool:
-    """Tell whether a value would have to be quantized only because the nodes of ``cut`` read it."""
-    if crossing is None or crossing.producer in cut or crossing.producer in inside:
-        return False
-    return not any(reader in inside for reader in crossing.readers)
+def _alone(crossing: Crossing[int], costs: _Costs, name: str, inside: Collection[int], cut: Collection[int]) -> float:
+    """Return the seconds of the conversions of a value that the nodes of ``cut`` alone would need."""
+    readers = crossing.readers
+    if crossing.producer in cut:
+        floats = any(reader not in cut and reader not in inside for reader in readers)
+        return costs.leave[name] if floats else 0.0
+    if crossing.producer in inside or any(reader in inside for reader in readers):
+        return 0.0
+    return costs.enter[name] if any(reader in cut for reader in readers) else 0.0

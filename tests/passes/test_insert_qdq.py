@@ -21,7 +21,7 @@ CPU = "cpu-x64"
 
 
 def normal(*shape: int) -> np.ndarray[Any, Any]:
-    return (RNG.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+    return np.asarray(RNG.standard_normal(shape) / np.sqrt(np.prod(shape[1:])), np.float32)
 
 
 WEIGHTS: dict[str, np.ndarray[Any, Any]] = {
