@@ -25,6 +25,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from glob import escape
 from typing import Any, ClassVar
 
 from graphopt.analysis import Shapes
@@ -75,7 +76,7 @@ class InsertQdq(Pass):
         "measured", "quantize where integers are measured to be faster, or all that can be", choices=("measured", "all")
     )
     min_sqnr: float = option(0.0, "keep in float what it takes for so many dB at each output, 0 for no bound", ge=0)
-    max_loss: float = option(math.inf, "keep in float what it takes for the metric to fall by no more", ge=0)
+    max_loss: float = option(-1.0, "keep in float what it takes for the metric to fall by no more, -1 for any", ge=-1)
     sensitivity: int = option(0, "tell in the report what each layer costs, measured on so many samples", ge=0)
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
@@ -140,7 +141,7 @@ class InsertQdq(Pass):
                     )
                 layers.append(quantized_layer(layer, gram, float(grids[layer.data].scale), choices))
         plan = Plan(placement, grids, tuple(layers))
-        bound = Bound(self.min_sqnr, self.max_loss)
+        bound = Bound(self.min_sqnr, self.max_loss if self.max_loss >= 0 else math.inf)
         if bound and layers:
             wide = replace(choices, activations=facts.wide_activations) if facts.wide_activations else None
             fine = {value: found.grid for value, found in value_ranges(full, statistics, wide).items()} if wide else {}
@@ -206,12 +207,13 @@ def _why(kept: Kept) -> str:
 
 
 def _measured(found: Measured) -> dict[str, Any]:
-    """Return the timings for the report, and the names by which ``keep`` makes the same choice again."""
+    """Return the timings for the report, and what ``keep`` is to be for the same choice without timing."""
     regions = [
         {"nodes": [str(node.name) for node in kept.nodes], "integer": kept.integer_seconds, "float": kept.float_seconds}
         for kept in found.kept
     ]
-    return {"ratio": found.ratio, "ratios": list(found.ratios), "kept": regions}
+    keep = ",".join(escape(str(node.name)) for kept in found.kept for node in kept.nodes)
+    return {"ratio": found.ratio, "ratios": list(found.ratios), "kept": regions, "keep": keep}
 
 
 def _notes(ranges: dict[Any, ValueRange], layers: Sequence[Layer]) -> dict[str, Any]:

@@ -284,6 +284,11 @@ def test_a_layer_that_is_slower_in_integers_is_put_back(monkeypatch: pytest.Monk
     assert remark.node == "first"
     assert "0.300 ms in integers, 0.100 ms in float" in remark.message
     assert result.report()["notes"]["insert-qdq"]["placement"]["ratio"] == 0.6
+    keep = result.report()["notes"]["insert-qdq"]["placement"]["keep"]
+    again, _ = quantized(CHAIN, f'placement=all,keep="{keep}"', target=host_target())
+    assert io.to_proto(again).SerializeToString() == io.to_proto(model).SerializeToString(), (
+        "the choice can be repeated"
+    )
 
 
 def test_nodes_without_names_can_be_timed() -> None:
