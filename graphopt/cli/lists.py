@@ -127,7 +127,7 @@ def _limits(option: dict[str, Any]) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     parts = [f"{signs[key]} {bound:g}" for key, bound in option["bounds"].items()]
     if option["choices"]:
-        parts.append(f"one of {', '.join(option['choices'])}")
+        parts.append(f"one of {', '.join(map(str, option['choices']))}")
     return ", ".join(parts)
 
 

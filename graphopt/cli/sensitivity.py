@@ -87,7 +87,9 @@ def _measuring(spec: Pipeline, samples: int) -> Pipeline:
 
 def _table(found: dict[str, Any], top: int | None) -> str:
     with_metric = "metric" in found
-    rows = [("layer", "operator", "SQNR dB", "values", "weights", "MACs", *(["metric"] if with_metric else []))]
+    rows: list[tuple[str, ...]] = [
+        ("layer", "operator", "SQNR dB", "values", "weights", "MACs", *(["metric"] if with_metric else []))
+    ]
     for unit in found["units"][:top]:
         decibels = [_number(unit[name]) for name in ("sqnr", "values_sqnr", "weights_sqnr")]
         metric = [f"{unit['metric']:.6g}"] if with_metric else []

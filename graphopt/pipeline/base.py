@@ -44,7 +44,7 @@ def option(
     ge: float | None = None,
     lt: float | None = None,
     le: float | None = None,
-    choices: Sequence[str] | None = None,
+    choices: Sequence[str] | Sequence[int] | None = None,
 ) -> Any:
     """Declare an option of a pass: its default, its help and its bounds. The field's annotation gives its type."""
     bounds = {"gt": gt, "ge": ge, "lt": lt, "le": le}
@@ -197,7 +197,7 @@ def check_option(pass_name: str, item: dataclasses.Field[Any], value: Any) -> No
     where = f"{pass_name}{{{item.name}={value}}}"
     choices = item.metadata.get("choices")
     if choices is not None and value not in choices:
-        raise UsageError(f"{item.name} must be one of {', '.join(choices)}", where=where)
+        raise UsageError(f"{item.name} must be one of {', '.join(map(str, choices))}", where=where)
     tests: dict[str, tuple[str, Callable[[float], bool]]] = {
         "gt": ("above", lambda bound: value > bound),
         "ge": ("at least", lambda bound: value >= bound),

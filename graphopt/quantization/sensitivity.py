@@ -8,7 +8,7 @@ small and independent, so the noise of several of them is about the sum of their
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,12 @@ class Unit:
         """Return plain values; what adds no noise has None for its SQNR."""
         parts = {"sqnr": self.noise, "values_sqnr": self.values, "weights_sqnr": self.weights}
         numbers = {name: plain(decibel(noise)) for name, noise in parts.items()}
-        found = {"node": self.node.name or self.node.outputs[0].name, "operator": self.node.op_type, **numbers, "macs": self.macs}
+        found = {
+            "node": self.node.name or self.node.outputs[0].name,
+            "operator": self.node.op_type,
+            **numbers,
+            "macs": self.macs,
+        }
         return found if self.metric is None else {**found, "metric": self.metric}
 
 
@@ -110,9 +115,7 @@ def measure(
     names, total = noise_of(model, whole, runs, limit=limit)
     exact = runs.metric(model) if metrics else None
     coarse = None if exact is None else runs.metric(whole)
-    held = _held(plan, facts)
-    noises = _value_noises(model, facts, plan, runs, limit)
-    sources = [Source(value, held[value], noises[value]) for value in plan.roots]
+    sources = _value_sources(model, facts, plan, runs, limit)
     sources += [
         Source(None, (layer.node,), noise)
         for layer, noise in zip(plan.layers, _weight_noises(model, facts, plan, runs, limit, total), strict=True)
@@ -165,22 +168,33 @@ def plain(number: float) -> float | None:
     return round(number, 3) if math.isfinite(number) else None
 
 
-def _held(plan: Plan, facts: Quantization) -> dict[Value, tuple[Node, ...]]:
-    """Return who needs the grid of each value that has its own."""
-    placement = plan.placement
-    found: dict[Value, dict[Node, None]] = {value: {} for value in plan.roots}
-    for node in units_of(placement, facts):
-        for value in [*read(node, facts), *({written(node, facts)} & placement.made)]:
-            found[placement.values[value]][node] = None
-    return {value: tuple(nodes) for value, nodes in found.items()}
-
-
-def _value_noises(model: Model, facts: Quantization, plan: Plan, runs: Runs, limit: int) -> Mapping[Value, Noise]:
+def _value_sources(model: Model, facts: Quantization, plan: Plan, runs: Runs, limit: int) -> list[Source]:
     trial = Trial(model, facts)
-    names = trial.switch_values(plan, plan.roots)
-    off: Outputs = {name: np.zeros((), np.bool_) for name in names.values()}
-    settings = [off, *({**off, name: np.ones((), np.bool_)} for name in names.values())]
-    return dict(zip(names, _switched(trial.copy, settings, runs, limit), strict=True))
+    held = [(value, nodes, reader) for value in plan.roots for nodes, reader in _holders(plan.placement, value, facts)]
+    names = [trial.switch_value(plan, value, reader) for value, _, reader in held]
+    off: Outputs = {name: np.zeros((), np.bool_) for name in names}
+    settings = [off, *({**off, name: np.ones((), np.bool_)} for name in names)]
+    noises = _switched(trial.copy, settings, runs, limit)
+    return [Source(value, nodes, noise) for (value, nodes, _), noise in zip(held, noises, strict=True)]
+
+
+def _holders(placement: Placement, value: Value, facts: Quantization) -> list[tuple[tuple[Node, ...], Node | None]]:
+    """Return the groups of nodes that need the grid of ``value``, for each the one node that sees it, None for all.
+
+    Whoever reads a value that integer nodes make reads rounded numbers. Any other value is rounded for each of its
+    readers apart, unless nodes that move data hand it on.
+    """
+    nodes = [
+        node
+        for node in units_of(placement, facts)
+        if any(
+            placement.values[seen] is value for seen in [*read(node, facts), *({written(node, facts)} & placement.made)]
+        )
+    ]
+    direct = [node for node in placement.nodes if value in read(node, facts)]
+    if value in placement.made or any(node.op_type in facts.moves for node in direct):
+        return [(tuple(nodes), None)]
+    return [((node,), node) for node in direct]
 
 
 def _weight_noises(

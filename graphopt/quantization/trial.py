@@ -100,27 +100,24 @@ class Trial:
                 self.edit.set_input(node, index, self.edit.constant(array, "rounded"))
         return self.copy
 
-    def switch_values(self, plan: Plan, values: Iterable[Value]) -> dict[Value, str]:
-        """Put a switch on the rounding of each of ``values``; return the names of the bool[] inputs that turn it on."""
-        names = {}
-        for value in values:
-            on = self.edit.add_input(f"round {value.name}", DataType.BOOL, [])
-            self._switch(plan, value, on)
-            names[value] = str(on.name)
-        return names
+    def switch_value(self, plan: Plan, value: Value, reader: Node | None = None) -> str:
+        """Put a switch on the rounding of a value, as ``reader`` or (None) all of its readers in ``plan`` see it.
 
-    def _switch(self, plan: Plan, value: Value, on: Value) -> None:
+        Return the name of the bool[] input that turns it on.
+        """
+        on = self.edit.add_input(f"round {value.name}", DataType.BOOL, [])
         grid, mine = plan.grids[value], self._values[value]
         scale = self.edit.constant(np.asarray(grid.scale, np.float32), "scale")
         zero = self.edit.constant(stored(grid.zero_point, grid.dtype), "zero_point")
         chain = [("QuantizeLinear", [scale, zero]), ("DequantizeLinear", [scale, zero])]
         readers = [
             (self._nodes[node], index)
-            for node in plan.placement.nodes
+            for node in (plan.placement.nodes if reader is None else (reader,))
             for index, operand in enumerate(node.inputs)
             if operand is value and value in read(node, self.facts)
         ]
         self.edit.insert_switch(mine, on, chain, None if value in plan.placement.made else readers)
+        return str(on.name)
 
     def feed_weights(self, layers: Iterable[Layer]) -> list[tuple[Outputs, Outputs]]:
         """Make inputs of the layers' weights and biases; return for each layer the float and the rounded arrays."""

@@ -202,6 +202,18 @@ class TestReport:
             quantized(alone, f'keep="{others}"')
             assert costs[name] == pytest.approx(sqnr(before, alone), abs=1)
 
+    def test_readers_of_one_value_are_told_apart(self) -> None:
+        body = """g (float[1,4,8,8] x) => (float[1,4,8,8] y) {
+            e = Exp(x) [loud] a = Conv(e, A) [quiet] b = Conv(e, B) c = Mul(b, small) y = Add(a, c) }"""
+        rng = np.random.default_rng(3)
+        arrays = {name: rng.standard_normal((4, 4, 1, 1)).astype(np.float32) for name in "AB"}
+        model = model_of(body, weights={**arrays, "small": np.array(0.01, np.float32)})
+
+        found = quantized(model, "sensitivity=12").run.ctx.notes["insert-qdq"]["sensitivity"]
+        costs = {unit["node"]: unit["sqnr"] for unit in found["units"]}
+
+        assert costs["quiet"] > costs["loud"] + 15
+
     def test_has_the_metric_of_each_layer_where_there_is_one(self) -> None:
         before = chain(1000)
 
