@@ -57,11 +57,16 @@ class Cover:
                 break
             added.append(move)
         # What was taken early for being cheap may not be needed any more beside what was taken later.
-        for move in sorted(added, key=lambda move: -self._cost(move)):
-            fewer = [other for other in added if other is not move]
-            if fewer and float(self.left({**taken, **dict.fromkeys(fewer)}).max()) <= goal:
-                added = fewer
-        return added
+        return self.reduced(added, goal, taken) or added[:1]
+
+    def reduced(self, moves: Collection[Move], goal: float, taken: Mapping[Move, None] | None = None) -> list[Move]:
+        """Return those of ``moves`` that are needed besides ``taken`` for ``goal``, the dear ones dropped first."""
+        needed = list(moves)
+        for move in sorted(moves, key=lambda move: -self._cost(move)):
+            fewer = [other for other in needed if other is not move]
+            if float(self.left({**(taken or {}), **dict.fromkeys(fewer)}).max()) <= goal:
+                needed = fewer
+        return needed
 
     def _alive(self, source: Source, taken: Mapping[Move, None]) -> bool:
         fine = source.value is not None and source.value in taken

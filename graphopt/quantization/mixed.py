@@ -183,8 +183,27 @@ def mixed(
         after = search.check(current)
         if len(current.layers) == 1 and not after.meets(bound):
             raise _unreachable(bound, search)
+    current, after = _relaxed(search, current, after, found, costs)
     floats = tuple(node for node in units_of(plan.placement, facts) if node in search.taken)
     return Mixed(current, floats, tuple(value for value in plan.roots if value in search.taken), before, after, found)
+
+
+def _relaxed(
+    search: _Search, plan: Plan, check: Check, found: Sensitivity, costs: Mapping[Node, int]
+) -> tuple[Plan, Check]:
+    """Take back what was not needed after all, as the last check tells: errors of several sources may cancel out."""
+    cover = Cover.scaled(found.sources, costs, search.fine_grids, search.taken, check.noise)
+    needed = cover.reduced(search.taken, 10 ** (-search.bound.min_sqnr / 10) * _MARGIN)
+    if search.bound.min_sqnr == 0 or len(needed) == len(search.taken):
+        return plan, check
+    before = search.taken
+    search.taken = dict.fromkeys(needed)
+    fewer = search.plan()
+    again = search.check(fewer)
+    if again.meets(search.bound):
+        return fewer, again
+    search.taken = before
+    return plan, check
 
 
 def _goal(check: Check, bound: Bound) -> float:
