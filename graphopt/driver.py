@@ -14,6 +14,7 @@ from typing import Any
 
 from graphopt import io
 from graphopt.calibration import Dataset, dataset_from_feeds, open_dataset, random_inputs
+from graphopt.calibration.collect import Progress
 from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
 from graphopt.errors import UsageError
 from graphopt.io.importer import DIAGNOSTICS
@@ -23,7 +24,7 @@ from graphopt.numeric import session_of
 from graphopt.pipeline import Instrument, Pipeline, Run, load_preset, parse, run_pipeline
 from graphopt.pipeline.instruments import Statistics, Verify
 from graphopt.report import report, write_report
-from graphopt.runner import Metric, ModelRunner, Progress
+from graphopt.runner import Metric, ModelRunner
 from graphopt.runtime import evaluate
 from graphopt.soundness import InputCheck
 from graphopt.targets import Target
@@ -98,11 +99,11 @@ def optimize(
     """Run a pipeline over a model and write the result to ``output`` when given.
 
     ``model`` is a path, serialized bytes or a loaded model, which is then changed in place. ``pipeline`` (its text or a
-    Pipeline) wins over ``preset``. ``data`` is calibration data, as :func:`open_data` takes it, ``metric`` tells how good
-    a model is on the user's own task (higher is better), ``cache`` is a file that keeps calibration statistics for the
-    next run, and ``progress`` is called as the data is gone through. ``verify`` checks the invariants of the model after each pass. ``stop_after`` bounds
-    the executions of passes, ``fuel`` the rewrites of single passes by name. ``report_file`` gets the record of the run
-    as JSON. Raises GraphOptError; then no model was written.
+    Pipeline) wins over ``preset``. ``data`` is calibration data, as :func:`open_data` takes it; ``metric`` gets the
+    outputs on all batches and tells how good they are (higher is better); ``cache`` is a folder that keeps calibration
+    statistics for the next run; ``progress`` is called as the data is gone through. ``verify`` checks the invariants of
+    the model after each pass. ``stop_after`` bounds the executions of passes, ``fuel`` the rewrites of single passes by
+    name. ``report_file`` gets the record of the run as JSON. Raises GraphOptError; then no model was written.
     """
     chosen = parse(pipeline) if isinstance(pipeline, str) else pipeline
     chosen = chosen if chosen is not None else load_preset(preset)

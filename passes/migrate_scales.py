@@ -59,13 +59,10 @@ class MigrateScales(Pass):
     convolutions: bool = option(False, "scale the inputs of convolutions too")
     growth: int = option(1 << 20, "bytes that the copy of a shared weight may take", ge=0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha != "auto" and not 0 <= _number(self.alpha) <= 1:
-            raise UsageError("alpha must be auto or a number from 0 to 1", where=f"{self.name}{{alpha={self.alpha}}}")
-
     def run(self, model: Model, ctx: PassContext) -> Changes:
         """Find what can be scaled, measure it all in one run over the data, then scale."""
+        if self.alpha != "auto" and not 0 <= _number(self.alpha) <= 1:
+            raise UsageError("alpha must be auto or a number from 0 to 1", where=f"{self.name}{{alpha={self.alpha}}}")
         changes = Changes()
         ctx.get(Shapes)
         readers = ctx.nodes("Gemm", "MatMul", *(["Conv"] if self.convolutions else []))

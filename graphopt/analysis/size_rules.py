@@ -295,6 +295,7 @@ Mean Min Mod Mul Or Pow Sub Sum Where Xor"""
 _REDUCE = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
 ReduceSumSquare"""
 
+
 def _attention(node: Node, facts: SizeFacts) -> Found:
     """Queries of [batch, length, width] and values of [batch, length, width]; other layouts are not followed."""
     query, values = (facts.sizes(node.inputs[index]) if len(node.inputs) > index else None for index in (0, 2))

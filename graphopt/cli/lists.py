@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def targets(as_json: bool) -> None:
     """List the targets."""
     known = [find(name) for name in target_names() if name != HOST]
     if as_json:
-        print_json({"host": find(HOST).name, "targets": [_facts(target) for target in known]})
+        print_json({"host": find(HOST).name, "targets": [_target_facts(target) for target in known]})
         return
     for target in known:
         mark = "" if target.verified else " (not verified)"
@@ -65,9 +66,15 @@ def targets(as_json: bool) -> None:
     click.echo(f"{HOST}: this machine's, {find(HOST).name}")
 
 
-def _facts(target: Target) -> dict[str, Any]:
-    facts = dataclasses.asdict(target)
-    return json.loads(json.dumps(facts, default=sorted))
+def _target_facts(target: Target) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in dataclasses.asdict(target).items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return sets as sorted lists, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return sorted(value) if isinstance(value, frozenset) else value
 
 
 @click.command()

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from graphopt import io
+from graphopt.calibration import Dataset
 from graphopt.cli.common import (
     CalibrationBar,
     chosen_pipeline,
@@ -23,9 +25,7 @@ from graphopt.cli.common import (
     require_pass,
     seed_option,
 )
-from graphopt.calibration import Dataset
 from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
-from graphopt import io
 from graphopt.driver import RANDOM, Result, open_data
 from graphopt.driver import optimize as run_optimize
 from graphopt.numeric import DEFAULT_RTOL, Feeds, inputs_for, output_check
@@ -44,9 +44,7 @@ run_options = options(
     click.option("--rtol", type=float, default=DEFAULT_RTOL, show_default=True, help="What --check lets pass."),
 )
 calibration_options = options(
-    click.option(
-        "--metric", metavar="MODULE:FUNCTION", help="The task metric: takes the outputs on all batches; higher is better."
-    ),
+    click.option("--metric", metavar="MODULE:FUNCTION", help="The task metric: takes all outputs, higher is better."),
     click.option(
         "--cache", type=click.Path(path_type=Path), metavar="DIR", help="Keep calibration statistics for the next run."
     ),

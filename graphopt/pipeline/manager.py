@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from graphopt.analysis.manager import AnalysisManager, Evaluate
 from graphopt.diagnostics import DiagnosticSink

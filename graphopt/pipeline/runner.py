@@ -53,5 +53,3 @@ class Runner(Protocol):
         Nodes that the runtime fused into another have no entry of their own.
         """
         ...
-
-

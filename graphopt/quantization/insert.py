@@ -103,8 +103,7 @@ class Inserter:
             if (
                 value is None
                 or not is_constant(value)
-                or index == WEIGHT
-                and node.op_type in ("Conv", "Gemm", "MatMul")
+                or (index == WEIGHT and node.op_type in ("Conv", "Gemm", "MatMul"))
             ):
                 continue
             array = value.const_value.numpy() if value.const_value is not None else None

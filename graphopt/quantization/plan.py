@@ -35,7 +35,7 @@ class Choices:
     activations: str = "uint8"
     symmetric: bool = False
     weights: str = "int8"
-    weight_ranges: str = "mse"
+    weight_ranges: Literal["maxabs", "mse"] = "mse"
     rounding: str = "gram"
     bias_correction: bool = True
     pair_limit: int = 0

@@ -89,8 +89,9 @@ def find(name: str) -> Target:
 def _read(name: str) -> Target:
     facts = tomllib.loads(resources.files("graphopt.targets").joinpath(f"{name}.toml").read_text())
     quantization = facts.pop("quantization", None)
-    sets = {key: frozenset(facts.pop(key)) for key in ("domains", "floats") if key in facts}
-    return Target(name=name, **sets, quantization=quantization and _quantization(quantization), **facts)
+    domains, floats = frozenset(facts.pop("domains", ())), frozenset(facts.pop("floats", ("float32",)))
+    made = None if quantization is None else _quantization(quantization)
+    return Target(name=name, domains=domains, floats=floats, quantization=made, **facts)
 
 
 def _quantization(facts: dict[str, Any]) -> Quantization:

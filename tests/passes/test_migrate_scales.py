@@ -155,4 +155,8 @@ def test_needs_data() -> None:
 @pytest.mark.parametrize("alpha", ["2", "-0.1", "much", "nan"])
 def test_refuses_a_strength_out_of_bounds(alpha: str) -> None:
     with pytest.raises(UsageError, match="alpha must be auto or a number from 0 to 1"):
-        optimize(model_of("g (float[2] x) => (y) { y = Relu(x) }"), pipeline=f'migrate-scales{{alpha="{alpha}"}}')
+        optimize(
+            model_of("g (float[2] x) => (y) { y = Relu(x) }"),
+            pipeline=f'migrate-scales{{alpha="{alpha}"}}',
+            data="random",
+        )
