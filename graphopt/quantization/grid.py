@@ -33,6 +33,9 @@ SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 FACTORS = np.geomspace(1.0, 0.2, 48)
 """Shares of the range that the search tries."""
 
+FEW_FACTORS = np.geomspace(1.0, 0.4, 8)
+"""Those tried with 8 bits and more, where clipping gains little and the share itself matters less."""
+
 CHUNK = 1 << 16
 """About how many weights the search looks at together, so that they stay in a processor's cache."""
 
@@ -247,10 +250,11 @@ class _Search:
         if self.power_of_two:
             yield from ((share, share) for share in (0.5, 0.25, 0.125))
             return
-        yield from ((float(share), float(share)) for share in FACTORS[1:])
+        factors = FACTORS if self.dtype.endswith("int4") else FEW_FACTORS
+        yield from ((float(share), float(share)) for share in factors[1:])
         if not self.symmetric:
-            yield from ((float(share), None) for share in FACTORS)
-            yield from ((None, float(share)) for share in FACTORS)
+            yield from ((float(share), None) for share in factors)
+            yield from ((None, float(share)) for share in factors)
 
     def _cost(self, low: Array, high: Array) -> Array:
         grid = self.grid(low, high)
