@@ -65,7 +65,7 @@ class InsertQdq(Pass):
     preserves: ClassVar = ()
 
     calibrate: str = option(
-        "mse", "how ranges are estimated", choices=("minmax", "moving", "percentile", "entropy", "mse", "auto")
+        "auto", "how ranges are estimated", choices=("minmax", "moving", "percentile", "entropy", "mse", "auto")
     )
     weight_bits: int = option(8, "bits of the weights", choices=(4, 8))
     weight_ranges: str = option("mse", "how ranges of weights are chosen", choices=("maxabs", "mse"))

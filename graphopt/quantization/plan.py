@@ -31,7 +31,7 @@ _LARGEST_BIAS = 2.0**30
 class Choices:
     """How to quantize: estimator of the values' ranges, types, and what is done about the weights' rounding."""
 
-    calibrate: str = "mse"
+    calibrate: str = "auto"
     activations: str = "uint8"
     symmetric: bool = False
     weights: str = "int8"
