@@ -35,6 +35,8 @@ class Unfold:
     """How a convolution reads its input: the patches whose Gram matrix is wanted. Sizes are per spatial axis.
 
     ``pads`` are ONNX's (all begins, then all ends); ``auto_pad`` has been resolved. ``groups`` splits the channels.
+    ``most`` bounds the patches taken of one sample, 0 for all: neighbouring patches are nearly the same, so an even
+    grid of them tells as much for a fraction of the work.
     """
 
     kernel: tuple[int, ...]
@@ -42,6 +44,7 @@ class Unfold:
     pads: tuple[int, ...]
     dilations: tuple[int, ...]
     groups: int = 1
+    most: int = 0
 
 
 @dataclass(frozen=True, order=True)
@@ -352,6 +355,6 @@ class Statistics(Mapping[Request, Any]):
 def _request(plain: dict[str, Any]) -> Request:
     unfold = plain.pop("unfold")
     if unfold is not None:
-        groups = unfold.pop("groups")
-        unfold = Unfold(**{name: tuple(sizes) for name, sizes in unfold.items()}, groups=groups)
+        groups, most = unfold.pop("groups"), unfold.pop("most")
+        unfold = Unfold(**{name: tuple(sizes) for name, sizes in unfold.items()}, groups=groups, most=most)
     return Request(**plain, unfold=unfold)

@@ -86,12 +86,24 @@ def _patches(values: NDArray[np.float32], unfold: Unfold) -> Iterator[NDArray[np
     channels = values.shape[1]
     width = channels * math.prod(unfold.kernel)
     for sample in values:
-        windows = _windows(_padded(sample, pads), unfold)
+        windows = _thinned(_windows(_padded(sample, pads), unfold), unfold)
         first, rest = windows.shape[1 + rank], math.prod(windows.shape[2 + rank :])
         step = max(1, _BUFFER // (width * rest)) if rest else 1
         for start in range(0, first, step):
             part = windows[(slice(None),) * (1 + rank) + (slice(start, start + step),)]
             yield part.reshape(unfold.groups, width // unfold.groups, -1)
+
+
+def _thinned(windows: NDArray[np.float32], unfold: Unfold) -> NDArray[np.float32]:
+    """Return every n-th position along each axis, so that about ``unfold.most`` patches are left."""
+    rank = len(unfold.kernel)
+    positions = math.prod(windows.shape[1 + rank :])
+    if not unfold.most or positions <= unfold.most:
+        return windows
+    # An odd step meets every phase of what was upsampled by two or four.
+    step = math.ceil((positions / unfold.most) ** (1 / rank)) | 1
+    start = step // 2
+    return windows[(slice(None),) * (1 + rank) + (slice(start, None, step),) * rank]
 
 
 def _padded(sample: NDArray[np.float32], pads: list[tuple[int, int]]) -> NDArray[np.float32]:

@@ -14,6 +14,9 @@ from graphopt.ir.query import attr, constant, shape_of
 
 _WEIGHT, _BIAS = 1, 2
 
+_PATCHES = 256
+"""Patches of a sample that a convolution's Gram matrix is made of, at most: some ten thousand over a data set."""
+
 
 @dataclass(frozen=True, eq=False)
 class LayerMatrix:
@@ -118,7 +121,7 @@ def unfold_of(node: Node, weight_shape: tuple[int, ...]) -> Unfold:
         pads = _same_pads(node, kernel, strides, dilations, lower=mode == "SAME_LOWER")
     elif mode == "VALID":
         pads = (0,) * (2 * spatial)
-    return Unfold(kernel, strides, pads, dilations, int(attr(node, "group", 1)))
+    return Unfold(kernel, strides, pads, dilations, int(attr(node, "group", 1)), _PATCHES)
 
 
 def _same_pads(
