@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ from typing import Any
 from graphopt import io
 from graphopt.calibration import Dataset, dataset_from_feeds, open_dataset, random_inputs
 from graphopt.calibration.collect import Progress
+from graphopt.calibration.sessions import session_of
 from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
 from graphopt.errors import UsageError
 from graphopt.io.importer import DIAGNOSTICS
 from graphopt.io.surgeon import run_script
 from graphopt.ir import Model
-from graphopt.numeric import session_of
 from graphopt.pipeline import Instrument, Pipeline, Run, load_preset, parse, run_pipeline
 from graphopt.pipeline.instruments import Statistics, Verify
 from graphopt.report import report, write_report
@@ -84,7 +84,7 @@ def optimize(
     preset: str = "lossless",
     pipeline: Pipeline | str | None = None,
     target: Target | None = None,
-    data: Dataset | str | Path | None = None,
+    data: Dataset | Callable[[Model], Dataset] | str | Path | None = None,
     metric: Metric | None = None,
     cache: str | Path | None = None,
     progress: Progress | None = None,
@@ -99,7 +99,8 @@ def optimize(
     """Run a pipeline over a model and write the result to ``output`` when given.
 
     ``model`` is a path, serialized bytes or a loaded model, which is then changed in place. ``pipeline`` (its text or a
-    Pipeline) wins over ``preset``. ``data`` is calibration data, as :func:`open_data` takes it; ``metric`` gets the
+    Pipeline) wins over ``preset``. ``data`` is calibration data, as :func:`open_data` takes it, or
+    opened by a function of the loaded model; ``metric`` gets the
     outputs on all batches and tells how good they are (higher is better); ``cache`` is a folder that keeps calibration
     statistics for the next run; ``progress`` is called as the data is gone through. ``verify`` checks the invariants of
     the model after each pass. ``stop_after`` bounds the executions of passes, ``fuel`` the rewrites of single passes by
@@ -117,7 +118,7 @@ def optimize(
         sink.add(diagnostic)
     # The importer has verified what it loaded; a model that was handed over may be anything.
     checks: list[Instrument] = [Verify(at_start=loaded is model)] if verify else []
-    dataset = data if data is None or isinstance(data, Dataset) else open_data(loaded, data, sink, seed=seed)
+    dataset = _dataset(loaded, data, sink, seed)
     statistics = None if cache is None else Path(cache)
     runner = ModelRunner(dataset, metric=metric, cache=statistics, progress=progress, diagnostics=sink)
     with ThreadPoolExecutor(1) as pool:  # hashing releases the interpreter, and large files take a while
@@ -143,6 +144,17 @@ def optimize(
     if report_file is not None:
         write_report(result.report(), Path(report_file))
     return result
+
+
+def _dataset(
+    model: Model, data: Dataset | Callable[[Model], Dataset] | str | Path | None, sink: DiagnosticSink, seed: int
+) -> Dataset | None:
+    if data is None or isinstance(data, Dataset):
+        return data
+    dataset = open_data(model, data, sink, seed=seed) if isinstance(data, str | Path) else data(model)
+    for diagnostic in dataset.diagnostics:
+        sink.add(diagnostic)
+    return dataset
 
 
 def open_data(

@@ -16,9 +16,10 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from graphopt.calibration import random_inputs
+from graphopt.calibration.sessions import session_of
 from graphopt.driver import optimize
 from graphopt.errors import GraphOptError, TargetError, UsageError
-from graphopt.numeric import DEFAULT_RTOL, session_of
+from graphopt.numeric import DEFAULT_RTOL
 from graphopt.runtime import Session, compare
 
 Check = Callable[[Path], str | None]

@@ -1,37 +1,21 @@
-"""Running IR models: sessions of them, and the check that a changed model still computes what the original does."""
+"""Running IR models: inputs for them, and the check that a changed model still computes what the original does."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphopt import io
-from graphopt.analysis.cost import parameters
 from graphopt.calibration import open_dataset, random_inputs
+from graphopt.calibration.sessions import session_of
 from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
-from graphopt.ir import DataType, Model
+from graphopt.ir import Model
 from graphopt.runtime import InputInfo, Session, compare
 
 Feeds = Mapping[str, Any]
 
 DEFAULT_RTOL = 1e-4
 """How far, of an output's scale, a model may be from the original before a numeric check calls it wrong."""
-
-_IN_MEMORY = 1 << 30
-"""Models with more bytes of weights than this are handed to the runtime as a file: one protobuf holds 2 GB at most."""
-
-
-def session_of(model: Model) -> Session:
-    """Return a session of ``model`` without the runtime's own optimizations. Raises ModelError and TargetError."""
-    size = sum(tensor.nbytes for tensor in parameters(model) if tensor.dtype != DataType.STRING)
-    if size <= _IN_MEMORY:
-        return Session(io.to_proto(model).SerializeToString(), optimize=False)
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        path = Path(folder) / "model.onnx"
-        io.save(model, path)
-        return Session(path, optimize=False)
 
 
 def output_check(reference: Session, feeds: Iterable[Feeds], rtol: float) -> Callable[[Model], None]:

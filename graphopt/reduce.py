@@ -18,11 +18,11 @@ import numpy as np
 
 from graphopt import cuts, io
 from graphopt.calibration import random_inputs
+from graphopt.calibration.sessions import session_of
 from graphopt.cuts import Facts
 from graphopt.errors import GraphOptError, ModelError, UsageError
 from graphopt.failures import OUT_OF_TIME, Check
 from graphopt.ir import Model, nodes, subgraphs
-from graphopt.numeric import session_of
 
 _SMALL = 16
 """Weights of so many elements are read at a glance and stay as they are."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from graphopt.analysis import Shapes
+from graphopt.calibration.sessions import session_of
 from graphopt.diagnostics import Diagnostic, Severity
 from graphopt.errors import ModelError, TargetError
 from graphopt.ir import opset
 from graphopt.ir.infer import infer
 from graphopt.ir.schema import schema
-from graphopt.numeric import session_of
 from graphopt.pipeline import Changes, Instrument, Pass, Run
 from graphopt.runtime import Session
 

@@ -78,8 +78,6 @@ class Statistic:
         names = [field.name for field in dataclasses.fields(self)]
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
-    __hash__ = None  # type: ignore[assignment]  # arrays have no hash
-
     def merge(self, other: Any) -> Self:
         """Return the statistic of both parts of the data together. Raises ValueError when they do not belong."""
         raise NotImplementedError

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from graphopt import io
 from graphopt.calibration import Dataset
 from graphopt.cli.common import (
     CalibrationBar,
@@ -28,6 +28,7 @@ from graphopt.cli.common import (
 from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
 from graphopt.driver import RANDOM, Result, open_data
 from graphopt.driver import optimize as run_optimize
+from graphopt.ir import Model
 from graphopt.numeric import DEFAULT_RTOL, Feeds, inputs_for, output_check
 from graphopt.pipeline import Instrument, Pipeline
 from graphopt.pipeline.instruments import Dump, NumericCheck, Reproducer, Snapshot, Statistics, Timing
@@ -92,15 +93,14 @@ def optimize(model: Path, output: Path, **given: Any) -> None:
     target = chosen_target(given["target"])
     diagnostics = DiagnosticSink()
     timing, statistics = Timing(), Statistics(each_pass=given["statistics"])
-    dataset, metric = _calibration(model, given, diagnostics)
     bar = CalibrationBar()
     result = run_optimize(
         model,
         output=output,
         pipeline=spec,
         target=target,
-        data=dataset,
-        metric=metric,
+        data=_opener(given, diagnostics),
+        metric=load_callable(given["metric"]) if given["metric"] else None,
         cache=given["cache"],
         progress=bar,
         verify=given["verify"],
@@ -139,18 +139,12 @@ def _instruments(
     return found
 
 
-def _calibration(
-    model: Path, given: dict[str, Any], diagnostics: DiagnosticSink
-) -> tuple[Dataset | None, Callable[..., Any] | None]:
-    """Return the calibration data and the task metric that the options name."""
-    metric = load_callable(given["metric"]) if given["metric"] else None
+def _opener(given: dict[str, Any], diagnostics: DiagnosticSink) -> Callable[[Model], Dataset] | None:
+    """Return what opens the calibration data that the options name, once the model is loaded."""
     if given["data"] is None:
-        return None, metric
+        return None
     names = ("seed", "batch", "limit", "preprocess")
-    dataset = open_data(io.load(model), given["data"], diagnostics, **{name: given[name] for name in names})
-    for diagnostic in dataset.diagnostics:
-        diagnostics.add(diagnostic)
-    return dataset, metric
+    return partial(open_data, source=given["data"], diagnostics=diagnostics, **{name: given[name] for name in names})
 
 
 def _note_unused(result: Result, given: dict[str, Any], diagnostics: DiagnosticSink) -> None:

@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from graphopt.ir import Editor, Node, Value
 from graphopt.ir.query import is_constant
 from graphopt.quantization.grid import Grid, grid_for_range
-from graphopt.quantization.placement import WEIGHT, Placement, read
+from graphopt.quantization.layers import BIAS, WEIGHT
+from graphopt.quantization.placement import LINEAR, Placement, read
 from graphopt.targets import Quantization
-
-BIAS = 2
-"""Which input of Conv and Gemm is the bias."""
 
 Ask = Callable[[Node, str], bool]
 """Asked right before each rewrite whether it may be made."""
@@ -100,16 +98,14 @@ class Inserter:
         """Quantize the constant operands of an elementwise operator: its integer kernel wants all of them."""
         for index in self.facts.kernels.get(node.op_type, ()):
             value = node.inputs[index] if index < len(node.inputs) else None
-            if (
-                value is None
-                or not is_constant(value)
-                or (index == WEIGHT and node.op_type in ("Conv", "Gemm", "MatMul"))
-            ):
+            if value is None or not is_constant(value) or (index == WEIGHT and node.op_type in LINEAR):
                 continue
             array = value.const_value.numpy() if value.const_value is not None else None
             if array is None or not self.ask(node, f"quantize the constant {value.name}"):
                 continue
-            grid = grid_for_range(float(array.min()), float(array.max()), self.facts.activations)
+            low, high = float(array.min()), float(array.max())
+            facts = self.facts
+            grid = grid_for_range(low, high, facts.activations, symmetric=facts.activations_symmetric)
             self.edit.set_input(node, index, self._dequantized(node, value, grid, grid.quantize(array)))
             self.edit.drop_unread(value)
 

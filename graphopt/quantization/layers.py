@@ -12,7 +12,8 @@ from graphopt.analysis.statistics import Request, Unfold
 from graphopt.ir import Node, Value
 from graphopt.ir.query import attr, constant, shape_of
 
-_WEIGHT, _BIAS = 1, 2
+WEIGHT, BIAS = 1, 2
+"""Which inputs of a layer are its weights and its bias."""
 
 _PATCHES = 256
 """Patches of a sample that a convolution's Gram matrix is made of, at most: some ten thousand over a data set."""
@@ -36,7 +37,7 @@ class LayerMatrix:
     @classmethod
     def of(cls, node: Node) -> LayerMatrix:
         """Read a Conv, Gemm or MatMul with constant weights (of rank 2 unless it is a Conv)."""
-        weight = node.inputs[_WEIGHT]
+        weight = node.inputs[WEIGHT]
         array = constant(weight)
         assert weight is not None and array is not None
         if node.op_type == "Conv":
@@ -86,14 +87,14 @@ class LayerMatrix:
     @property
     def bias(self) -> NDArray[np.float32] | None:
         """The bias as float[outputs]; ``None`` where the layer has none, or one of another form."""
-        value = self.node.inputs[_BIAS] if self.node.op_type != "MatMul" and len(self.node.inputs) > _BIAS else None
+        value = self.node.inputs[BIAS] if self.node.op_type != "MatMul" and len(self.node.inputs) > BIAS else None
         array = constant(value)
         return array if array is not None and array.shape == (self.outputs,) else None
 
     @property
     def may_have_bias(self) -> bool:
         """Whether the layer takes a bias of float[outputs] and has none of another form."""
-        absent = len(self.node.inputs) <= _BIAS or self.node.inputs[_BIAS] is None
+        absent = len(self.node.inputs) <= BIAS or self.node.inputs[BIAS] is None
         return self.node.op_type != "MatMul" and (absent or self.bias is not None)
 
     def gram(self) -> Request:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from graphopt.ir import DataType, Model, Node, Value
 from graphopt.ir.query import is_constant, rank_of, scalar, sole_use
+from graphopt.quantization.layers import WEIGHT
 from graphopt.targets import Quantization
 
 LINEAR = ("Conv", "Gemm", "MatMul")
-WEIGHT = 1
-"""The operators with weights, and which of their inputs the weights are."""
+"""The operators with weights."""
 
 Declined = Callable[[Node, str], None]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,12 +133,12 @@ def _importance(layer: LayerMatrix, gram: Gram) -> NDArray[np.float64]:
     return layer.shaped(np.repeat(diagonal, layer.outputs // layer.groups, axis=0))
 
 
-def chosen(facts: Quantization, **given: object) -> Choices:
+def chosen(facts: Quantization, **given: Any) -> Choices:
     """Return the choices that a target's facts leave, with those that the user made."""
-    base: Mapping[str, object] = {
-        "activations": facts.activations,
-        "symmetric": facts.activations_symmetric,
-        "weights": facts.weights,
-        "pair_limit": facts.pair_limit,
-    }
-    return Choices(**{**base, **given})  # type: ignore[arg-type]  # the caller's names are the fields'
+    base = Choices(
+        activations=facts.activations,
+        symmetric=facts.activations_symmetric,
+        weights=facts.weights,
+        pair_limit=facts.pair_limit,
+    )
+    return replace(base, **given)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from graphopt.ir import DataType, Model, Node, Value, constant
 from graphopt.ir.interface import InterfaceEditor
 from graphopt.quantization.grid import Grid
-from graphopt.quantization.insert import BIAS, Inserter, Layer, stored
-from graphopt.quantization.placement import WEIGHT, Placement, read
+from graphopt.quantization.insert import Inserter, Layer, stored
+from graphopt.quantization.layers import BIAS, WEIGHT
+from graphopt.quantization.placement import Placement, read
 from graphopt.targets import Quantization
 
 Outputs = dict[str, NDArray[np.generic]]

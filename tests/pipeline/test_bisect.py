@@ -8,8 +8,9 @@ import pytest
 
 from graphopt import io
 from graphopt.bisect import bisect
+from graphopt.calibration.sessions import session_of
 from graphopt.errors import UsageError, VerifyError
-from graphopt.numeric import output_check, session_of
+from graphopt.numeric import output_check
 from graphopt.pipeline import Changes, Fixpoint, Pass, Pipeline
 from tests.helpers import model_of
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from graphopt.calibration.sessions import session_of
 from graphopt.errors import PassError, UsageError, VerifyError
 from graphopt.ir.text import parse as parse_text
-from graphopt.numeric import output_check, session_of
+from graphopt.numeric import output_check
 from graphopt.pipeline import Changes, Fixpoint, Pass, Pipeline, run_pipeline
 from graphopt.pipeline.instruments import (
     Dump,
