@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from graphopt import numeric
+from graphopt.calibration.sessions import session_of
 from graphopt.diagnostics import DiagnosticSink
 from graphopt.errors import VerifyError
 from tests.helpers import model_of
@@ -15,16 +16,8 @@ def model(value=1.0):
     return model_of(BODY, weights={"w": np.full((3, 4), value, np.float32)})
 
 
-@pytest.mark.parametrize("limit", [numeric._IN_MEMORY, 0])
-def test_a_model_runs_from_memory_or_by_way_of_a_file(monkeypatch, limit):
-    monkeypatch.setattr(numeric, "_IN_MEMORY", limit)
-    outputs = numeric.session_of(model()).run({"x": np.ones((2, 3), np.float32)})
-
-    np.testing.assert_array_equal(outputs["y"], np.full((2, 4), 3.0))
-
-
 def test_the_check_holds_a_model_against_the_reference():
-    check = numeric.output_check(numeric.session_of(model()), [{"x": np.ones((1, 3), np.float32)}], rtol=1e-3)
+    check = numeric.output_check(session_of(model()), [{"x": np.ones((1, 3), np.float32)}], rtol=1e-3)
 
     check(model(1.0005))
     with pytest.raises(VerifyError, match="output y"):
@@ -32,7 +25,7 @@ def test_the_check_holds_a_model_against_the_reference():
 
 
 def test_random_inputs_come_with_a_warning_and_data_does_not(tmp_path):
-    inputs = numeric.session_of(model()).inputs
+    inputs = session_of(model()).inputs
     sink = DiagnosticSink()
     (feeds,) = numeric.inputs_for(inputs, None, sink, bindings={"n": 5})
     assert feeds["x"].shape == (5, 3)
