@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.analysis.patches import windows
 from graphopt.analysis.statistics import Gram, Unfold
 from graphopt.errors import UsageError
 
@@ -82,50 +83,12 @@ def _patches(values: NDArray[np.float32], unfold: Unfold) -> Iterator[NDArray[np
     if values.ndim != rank + 2 or values.shape[1] % unfold.groups:
         wanted = f"[N, C, {rank} spatial axes] with C in {unfold.groups} groups"
         raise UsageError(f"it has shape {list(values.shape)}, which is not {wanted}")
-    pads = [(before, after) for before, after in zip(unfold.pads[:rank], unfold.pads[rank:], strict=True)]
     channels = values.shape[1]
     width = channels * math.prod(unfold.kernel)
     for sample in values:
-        windows = _thinned(_windows(_padded(sample, pads), unfold), unfold)
-        first, rest = windows.shape[1 + rank], math.prod(windows.shape[2 + rank :])
+        found = windows(sample, unfold)
+        first, rest = found.shape[1 + rank], math.prod(found.shape[2 + rank :])
         step = max(1, _BUFFER // (width * rest)) if rest else 1
         for start in range(0, first, step):
-            part = windows[(slice(None),) * (1 + rank) + (slice(start, start + step),)]
+            part = found[(slice(None),) * (1 + rank) + (slice(start, start + step),)]
             yield part.reshape(unfold.groups, width // unfold.groups, -1)
-
-
-def _thinned(windows: NDArray[np.float32], unfold: Unfold) -> NDArray[np.float32]:
-    """Return every n-th position along each axis, so that about ``unfold.most`` patches are left."""
-    rank = len(unfold.kernel)
-    positions = math.prod(windows.shape[1 + rank :])
-    if not unfold.most or positions <= unfold.most:
-        return windows
-    # An odd step meets every phase of what was upsampled by two or four.
-    step = math.ceil((positions / unfold.most) ** (1 / rank)) | 1
-    start = step // 2
-    return windows[(slice(None),) * (1 + rank) + (slice(start, None, step),) * rank]
-
-
-def _padded(sample: NDArray[np.float32], pads: list[tuple[int, int]]) -> NDArray[np.float32]:
-    # Negative pads cut off.
-    cut = tuple(slice(max(-b, 0), s - max(-a, 0)) for (b, a), s in zip(pads, sample.shape[1:], strict=True))
-    sample = sample[(slice(None), *cut)]
-    added = [(0, 0), *((max(b, 0), max(a, 0)) for b, a in pads)]
-    return np.pad(sample, added) if any(map(any, added)) else sample
-
-
-def _windows(sample: NDArray[np.float32], unfold: Unfold) -> NDArray[np.float32]:
-    """Return a view [C, *kernel, *positions]."""
-    rank = len(unfold.kernel)
-    spans = [(k - 1) * d + 1 for k, d in zip(unfold.kernel, unfold.dilations, strict=True)]
-    if any(size < span for size, span in zip(sample.shape[1:], spans, strict=True)):
-        return np.empty((len(sample), *unfold.kernel, *(0,) * rank), np.float32)
-    view = np.lib.stride_tricks.sliding_window_view(sample, spans, axis=tuple(range(1, rank + 1)))
-    view = view[
-        (
-            slice(None),
-            *(slice(None, None, s) for s in unfold.strides),
-            *(slice(None, None, d) for d in unfold.dilations),
-        )
-    ]
-    return view.transpose(0, *range(rank + 1, 2 * rank + 1), *range(1, rank + 1))
