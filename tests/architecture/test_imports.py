@@ -23,8 +23,9 @@ ALLOWED = {
     "runtime": BASE | {"ir"},
     "calibration": BASE | MIDDLE | {"runtime"},
     "quantization": BASE | {"ir", "targets", "analysis"},
+    "pruning": BASE | {"ir", "targets", "analysis", "quantization"},
     "pipeline": BASE | MIDDLE,
-    "passes": BASE | {"ir", "targets", "analysis", "quantization", "calibration", "pipeline"},
+    "passes": BASE | {"ir", "targets", "analysis", "quantization", "pruning", "calibration", "pipeline"},
     "backend": BASE | {"ir", "analysis", "targets", "runtime"},
 }
 """What each package may import of graphopt besides itself. Those at the top (driver, cli, ...) may import anything."""
