@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from graphopt.analysis.statistics import Request, Statistics
+from graphopt.analysis.taps import Tap
 from graphopt.calibration import Dataset, random_inputs
 from graphopt.calibration.collect import Progress, collect
 from graphopt.calibration.datasets import Feeds, samples_of
 from graphopt.calibration.sessions import core_count, session_of
+from graphopt.calibration.tapping import Tapped
 from graphopt.diagnostics import DiagnosticSink
 from graphopt.errors import UsageError
 from graphopt.ir import Model, Node, nodes
@@ -98,6 +100,29 @@ class ModelRunner:
                 yield index, session.run({**accepted, **setting})
             left = None if left is None else left - samples_of(part)
 
+    def trace(
+        self, taps: Sequence[Tap], feeds: Iterable[Sequence[Outputs]] | None = None, *, samples: int | None = None
+    ) -> Iterator[tuple[Outputs, ...]]:
+        """Run several models side by side and yield, for each batch, what each tap wants, by name.
+
+        Each item of ``feeds`` holds the inputs of each model, and what its tap is given; None runs all of them on the
+        calibration data, at most ``samples`` at a time. The arrays must not be written to. Raises UsageError without
+        data and for a value that is no float tensor, ModelError and TargetError.
+        """
+        tapped = [Tapped(tap.model, tap.wanted, tap.given) for tap in taps]
+        sessions = [item.session() for item in tapped]
+        for batch in self._parts(len(taps), samples) if feeds is None else feeds:
+            yield tuple(
+                _wanted(item, session, arrays)
+                for item, session, arrays in zip(tapped, sessions, batch, strict=True)
+            )
+
+    def _parts(self, count: int, samples: int | None) -> Iterator[Sequence[Outputs]]:
+        data = self._data()
+        for feeds in data:
+            for part in [feeds] if samples is None else data.split(feeds, samples):
+                yield [part] * count
+
     def metric(self, model: Model) -> float | None:
         """Return the task metric of ``model`` on all the data, None when there is no metric or no data.
 
@@ -149,6 +174,12 @@ class ModelRunner:
 def _accepted(session: Session, feeds: Mapping[str, Any]) -> Feeds:
     """Leave out inputs that a pass has removed."""
     return {name: array for name, array in feeds.items() if name in session.accepts}
+
+
+def _wanted(tapped: Tapped, session: Session | None, feeds: Outputs) -> Outputs:
+    """Run once and return the values wanted; those that the feeds hold already come from there."""
+    found: Outputs = {} if session is None else session.run(_accepted(session, feeds), share=True)
+    return {name: found[name] if name in found else feeds[name] for name in tapped.names}
 
 
 def _seconds(events: Sequence[Mapping[str, Any]], model: Model) -> dict[str, float]:

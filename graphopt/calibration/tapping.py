@@ -12,6 +12,7 @@ from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
 from graphopt.errors import UsageError
 from graphopt.ir import Graph, Model, Value, graphs, is_constant
 from graphopt.ir.interface import InterfaceEditor
+from graphopt.ir.query import is_read
 from graphopt.runtime import InputInfo, Session
 
 _OPSET = 13
@@ -60,25 +61,32 @@ def _computed(graph: Graph) -> list[Value]:
 class Tapped:
     """A copy of ``model`` whose outputs are the named values, and which computes nothing else.
 
-    ``inside`` are the names that are computed; the others are inputs of the model.
+    The values that are ``given`` become inputs. ``inside`` are the names that are computed; the others are inputs.
     """
 
-    def __init__(self, model: Model, names: Sequence[str]) -> None:
+    def __init__(self, model: Model, names: Sequence[str], given: Sequence[str] = ()) -> None:
         self.model = model.clone()
         self.model.meta.update(model.meta)
         computed = {value.name: value for value in _computed(self.model.graph)}
-        self.inside = [name for name in names if name in computed]
+        self.inside = [name for name in names if name in computed and name not in given]
         self.names = list(names)
         self._edit = InterfaceEditor(self.model)
+        self._edit.set_outputs([])
+        for name in given:
+            if name in computed:
+                self._edit.give(computed[name])
         self._edit.set_outputs([computed[name] for name in self.inside])
         for name in self.inside:
             # What an analysis noted of a value is not needed, and the runtime would hold it against the model.
             self._edit.annotate(computed[name], None, None)
-        self._sweep()
+        self._sweep(bool(given))
 
-    def _sweep(self) -> None:
+    def _sweep(self, given: bool) -> None:
         for node in reversed(list(self.model.graph)):
             self._edit.erase_dead(node)
+        for value in list(self.model.graph.inputs) if given else ():
+            if not is_read(value):
+                self._edit.remove_graph_input(value)
         self._edit.strip_notes()
 
     def session(self) -> Session | None:

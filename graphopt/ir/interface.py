@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import onnx_ir
 
+from graphopt.errors import PassError
 from graphopt.ir.edit import Editor
-from graphopt.ir.query import Dim, graphs
+from graphopt.ir.query import Dim, graphs, rank_of
 
 
 class InterfaceEditor(Editor):
@@ -23,6 +24,26 @@ class InterfaceEditor(Editor):
         self.model.graph.inputs.append(value)
         self._touch()
         return value
+
+    def give(self, value: onnx_ir.Value) -> None:
+        """Make an input of a computed value of the main graph, under its name and with any sizes; no output reads it.
+
+        Raises PassError when its type is not known.
+        """
+        if value.dtype is None or not value.name:
+            raise PassError("the type of this value is not known, so that no run can start from it", where=value.name)
+        name, rank = value.name, rank_of(value)
+        value.name = None
+        self._names[name] -= 1
+        value.name = self.new_name(f"{name}/Computed")
+        given = onnx_ir.Value(
+            name=name,
+            type=onnx_ir.TensorType(value.dtype),
+            shape=None if rank is None else onnx_ir.Shape([None] * rank),
+        )
+        self._names[name] += 1
+        self.model.graph.inputs.append(given)
+        self.replace_uses(value, given)
 
     def set_outputs(self, values: Sequence[onnx_ir.Value]) -> None:
         """Make ``values``, all of the main graph, its outputs; what computed the others stays."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.analysis.statistics import Request, Statistics
+from graphopt.analysis.taps import Tap
 from graphopt.ir import Model
 
 Outputs = dict[str, NDArray[np.generic]]
@@ -36,6 +37,16 @@ class Runner(Protocol):
         """Run ``model`` on each batch, of at most ``limit`` samples in all, once for each of ``settings``.
 
         A setting holds arrays for inputs that the data does not have. Yields the setting's index and the outputs.
+        """
+        ...
+
+    def trace(
+        self, taps: Sequence[Tap], feeds: Iterable[Sequence[Outputs]] | None = None, *, samples: int | None = None
+    ) -> Iterator[tuple[Outputs, ...]]:
+        """Run several models side by side and yield, for each batch, what each tap wants, by name.
+
+        Each item of ``feeds`` holds the inputs of each model, and what its tap is given; None runs all of them on the
+        calibration data, at most ``samples`` at a time. The arrays must not be written to. Raises GraphOptError.
         """
         ...
 
