@@ -1,0 +1,138 @@
+"""Which layers of a pruned network are to be refit, in what order, and what each is to give.
+
+A layer's result often goes through a normalisation, and into a sum with a shortcut, before anything reads it. It is fit
+there: to what the original network had behind them, less what the pruned network adds to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.analysis.statistics import Unfold
+from graphopt.ir import Model, Node, Value, attr, constant
+from graphopt.ir import linear as layers
+from graphopt.ir.query import is_constant, rank_of, same_shape, shape_of, sole_use
+from graphopt.quantization.layers import unfold_of
+
+Array = NDArray[np.float64]
+
+_FAITHFUL = frozenset(
+    "Relu Clip LeakyRelu Sigmoid HardSigmoid HardSwish Tanh Gelu Elu Mish Softplus Erf BatchNormalization Identity "
+    "Dropout Add Sub Mul Div Pow Sqrt MaxPool AveragePool GlobalAveragePool GlobalMaxPool ReduceMean Pad Resize "
+    "Upsample Concat Split Slice Gather Transpose Reshape Flatten Squeeze Unsqueeze Cast PRelu Where Expand".split()
+)
+"""Operators that do with the channels kept what they did with all: nothing is lost here by removing some."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A layer to refit. ``result`` = ``scale`` * (its output) + ``shift`` + the sum of ``others``."""
+
+    layer: layers.Linear
+    result: Value
+    scale: Array
+    shift: Array
+    others: tuple[Value, ...] = ()
+
+    @property
+    def data(self) -> Value:
+        """What the layer reads."""
+        value = self.layer.node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def unfold(self) -> Unfold | None:
+        """How a convolution reads its input."""
+        if self.layer.node.op_type != "Conv":
+            return None
+        weight = constant(self.layer.weight)
+        assert weight is not None
+        return unfold_of(self.layer.node, weight.shape)
+
+
+def find_jobs(model: Model, shrunk: frozenset[str]) -> list[Job]:
+    """Return the layers, in the order of the graph, whose inputs are not those of the original any more.
+
+    ``shrunk`` names the values that lost channels.
+    """
+    changed: set[Value] = set()
+    upstream: dict[Value, int] = {}
+    jobs: list[Job] = []
+    for index, node in enumerate(model.graph):
+        reads = [value for value in node.inputs if value is not None]
+        latest = max((upstream.get(value, -1) for value in reads), default=-1)
+        faithful = node.op_type in _FAITHFUL or _is_depthwise(node)
+        lossy = any(value in changed or (not faithful and value.name in shrunk) for value in reads[:1]) or any(
+            value in changed or (not faithful and value.name in shrunk and not is_constant(value))
+            for value in reads[1:]
+        )
+        if lossy:
+            changed.update(node.outputs)
+            layer = _refittable(node)
+            if layer is not None:
+                latest = index
+                jobs.append(_start(layer))
+        upstream.update(dict.fromkeys(node.outputs, latest))
+    order = {node: index for index, node in enumerate(model.graph)}
+    return [_followed(job, upstream, order[job.layer.node]) for job in jobs]
+
+
+def _is_depthwise(node: Node) -> bool:
+    shape = shape_of(node.inputs[1]) if node.op_type == "Conv" else None
+    return shape is not None and shape[1] == 1 and int(attr(node, "group", 1)) > 1
+
+
+def _refittable(node: Node) -> layers.Linear | None:
+    layer = layers.linear_of(node)
+    if layer is None or node.op_type == "ConvTranspose" or layers.is_shared(layer.weight):
+        return None
+    if node.op_type == "Gemm" and (attr(node, "alpha", 1.0) != 1.0 or attr(node, "transA", 0)):
+        return None
+    if node.op_type == "MatMul":
+        add = sole_use(node.outputs[0])
+        biased = layers.linear_behind(add.outputs[0]) if add is not None else None
+        layer = biased if biased is not None and biased.node is node else layer
+    try:
+        if node.op_type == "Conv":
+            unfold_of(node, tuple(int(size) for size in shape_of(layer.weight) or ()))
+    except ValueError:
+        return None
+    return layer
+
+
+def _start(layer: layers.Linear) -> Job:
+    return Job(layer, layer.output, np.ones(layer.channels), np.zeros(layer.channels))
+
+
+def _followed(job: Job, upstream: Mapping[Value, int], index: int) -> Job:
+    """Follow the result through what can be taken back, as far as that goes."""
+    while (reader := sole_use(job.result)) is not None:
+        further = _through(job, reader, upstream, index)
+        if further is None:
+            return job
+        job = further
+    return job
+
+
+def _through(job: Job, node: Node, upstream: Mapping[Value, int], index: int) -> Job | None:
+    if node.op_type == "BatchNormalization" and not job.others and job.layer.axis == 1:
+        arrays = [constant(value) for value in node.inputs[1:5]]
+        if attr(node, "training_mode", 0) or any(array is None for array in arrays):
+            return None
+        gamma, beta, mean, var = (np.asarray(array, np.float64) for array in arrays)
+        scale = gamma / np.sqrt(var + attr(node, "epsilon", 1e-5))
+        return replace(job, result=node.outputs[0], scale=job.scale * scale, shift=(job.shift - mean) * scale + beta)
+    if node.op_type != "Add" or node.domain:
+        return None
+    other = node.inputs[1] if node.inputs[0] is job.result else node.inputs[0]
+    if other is None or is_constant(other) or not same_shape(other, job.result) or rank_of(other) is None:
+        return None
+    # What a later layer will still change is no ground to build on.
+    if upstream.get(other, -1) >= index:
+        return None
+    return replace(job, result=node.outputs[0], others=(*job.others, other))

@@ -1,0 +1,143 @@
+"""Weights fitted to what a layer is to give: ridge regression towards the weights it has, from sums over the data.
+
+A layer of weights W [O, K] reads x̂ where the original network had something else, and is to give t. With means taken
+off (the bias makes up for them), W = (E[t x̂ᵀ] + λ W₀) (E[x̂ x̂ᵀ] + λ)⁻¹ makes E‖t - W x̂‖² + λ‖W - W₀‖² least. λ is the
+one that does best on samples held out, in each layer anew; then all samples are fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Candidates for λ, as shares of the mean diagonal of E[x̂ x̂ᵀ]."""
+
+
+@dataclass
+class Moments:
+    """Sums over ``count`` positions of x̂ x̂ᵀ [G, K, K], of t x̂ᵀ [G, O / G, K], of x̂ [G, K], t and t² [G, O / G]."""
+
+    inputs: Array
+    cross: Array
+    input_sum: Array
+    target_sum: Array
+    target_square: Array
+    count: int
+
+    @classmethod
+    def zeros(cls, groups: int, outputs: int, width: int) -> Moments:
+        """Return sums over nothing."""
+        shapes = ((width, width), (outputs, width), (width,), (outputs,), (outputs,))
+        return cls(*(np.zeros((groups, *shape)) for shape in shapes), 0)
+
+    def add(self, rows: NDArray[np.float32], targets: NDArray[Any]) -> None:
+        """Add positions: ``rows`` [G, K, P] and ``targets`` [O, P]."""
+        groups, _, count = rows.shape
+        wanted = np.asarray(targets, np.float32).reshape(groups, -1, count)
+        self.inputs += rows @ rows.swapaxes(1, 2)
+        self.cross += wanted @ rows.swapaxes(1, 2)
+        self.input_sum += rows.sum(axis=2, dtype=np.float64)
+        self.target_sum += wanted.sum(axis=2, dtype=np.float64)
+        self.target_square += np.einsum("gop,gop->go", wanted, wanted, dtype=np.float64)
+        self.count += count
+
+    def __add__(self, other: Moments) -> Moments:
+        """Return the sums over both."""
+        return Moments(
+            self.inputs + other.inputs,
+            self.cross + other.cross,
+            self.input_sum + other.input_sum,
+            self.target_sum + other.target_sum,
+            self.target_square + other.target_square,
+            self.count + other.count,
+        )
+
+    def means(self, centred: bool) -> Means:
+        """Return the means, those of x̂ and t taken off the products where a bias can make up for them."""
+        count = max(self.count, 1)
+        first, wanted = self.input_sum / count, self.target_sum / count
+        gram, cross, square = self.inputs / count, self.cross / count, self.target_square / count
+        if centred:
+            gram = gram - first[:, :, None] * first[:, None, :]
+            cross = cross - wanted[:, :, None] * first[:, None, :]
+            square = square - wanted**2
+        return Means(gram, cross, square, first, wanted, centred)
+
+
+@dataclass(frozen=True, eq=False)
+class Means:
+    """Second moments [G, ..] of a layer's inputs and targets, about their means if ``centred``."""
+
+    gram: Array
+    cross: Array
+    square: Array
+    input_mean: Array
+    target_mean: Array
+    centred: bool
+
+    def fitted(self, weights: Array, damping: float) -> Array:
+        """Return the best weights [G, O / G, K] near ``weights``; see the module."""
+        diagonal = np.diagonal(self.gram, axis1=1, axis2=2)
+        mean = diagonal.sum(axis=1) / np.maximum((diagonal > 0).sum(axis=1), 1)
+        ridge = np.where(mean > 0, mean * damping, 1.0)[:, None, None]
+        wanted = self.cross + ridge * weights
+        left = self.gram + ridge * np.eye(self.gram.shape[-1])
+        return np.asarray(np.linalg.solve(left, wanted.swapaxes(1, 2)).swapaxes(1, 2))
+
+    def bias(self, weights: Array) -> Array:
+        """Return the bias [O] that gives the right means with ``weights``; zeros where there is to be none."""
+        if not self.centred:
+            return np.zeros(self.target_mean.size)
+        return np.asarray((self.target_mean - (weights @ self.input_mean[:, :, None])[:, :, 0]).reshape(-1))
+
+    def errors(self, weights: Array, bias: Array | None = None) -> Array:
+        """Return the mean squared error [O] of each output with ``weights`` and ``bias`` (None: the best)."""
+        moved = weights @ self.gram
+        error = self.square - 2 * (weights * self.cross).sum(axis=2) + (weights * moved).sum(axis=2)
+        if bias is not None and self.centred:
+            error = error + (bias.reshape(error.shape) - self.bias(weights).reshape(error.shape)) ** 2
+        return np.maximum(error.reshape(-1), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """New weights [O, K] and bias [O] of a layer.
+
+    ``before`` and ``after`` are its error on the samples held out, as shares of the power of what it is to give.
+    """
+
+    weights: Array
+    bias: Array
+    damping: float
+    before: float
+    after: float
+
+
+def fit(fitting: Moments, held: Moments, weights: Array, bias: Array, *, centred: bool = True) -> Fit:
+    """Fit a layer that has ``weights`` [O, K] and ``bias`` [O] now; it stays as it is when nothing does better.
+
+    ``fitting`` and ``held`` are sums over different samples; ``held`` may be empty, which takes the middle damping.
+    """
+    groups = len(fitting.inputs)
+    old = weights.reshape(groups, -1, weights.shape[1])
+    test, trial = held.means(centred), fitting.means(centred)
+    if not held.count:
+        test = trial
+    power = float(test.square.sum()) or 1.0
+    before = float(test.errors(old, bias).sum()) / power
+    scores = []
+    for damping in DAMPINGS:
+        found = trial.fitted(old, damping)
+        scores.append(float(test.errors(found, trial.bias(found)).sum()) / power)
+    best = int(np.argmin(scores)) if held.count else len(DAMPINGS) // 2
+    if scores[best] >= before:
+        return Fit(weights, bias, 0.0, before, before)
+    every = (fitting + held).means(centred)
+    found = every.fitted(old, DAMPINGS[best])
+    return Fit(found.reshape(weights.shape), every.bias(found), DAMPINGS[best], before, scores[best])

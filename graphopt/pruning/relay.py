@@ -1,0 +1,73 @@
+"""Two networks run side by side over the same data, from one resting place to the next.
+
+What both have at a resting place lies in files, a batch in each, so that memory does not grow with the data and nothing
+before that place is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.analysis.taps import Tap
+from graphopt.ir import Model
+
+Outputs = dict[str, NDArray[np.generic]]
+
+
+class Traces(Protocol):
+    """What of a runner is needed here; see :class:`graphopt.pipeline.runner.Runner`."""
+
+    def trace(
+        self, taps: Sequence[Tap], feeds: Iterable[Sequence[Outputs]] | None = None, *, samples: int | None = None
+    ) -> Iterator[tuple[Outputs, ...]]:
+        """Yield for each batch what each tap wants."""
+        ...
+
+
+class Relay:
+    """Runs ``models`` side by side; files go to ``folder``. At first they start from the data."""
+
+    def __init__(self, runner: Traces, models: Sequence[Model], folder: Path, samples: int) -> None:
+        self._runner = runner
+        self._models = tuple(models)
+        self._folder = folder
+        self._samples = samples
+        self._stored: tuple[str, ...] = ()
+        self._batches: list[list[list[Path]]] = []
+        self._moves = 0
+
+    def run(self, wanted: Sequence[Sequence[str]]) -> Iterator[tuple[Outputs, ...]]:
+        """Yield for each batch the values that are ``wanted`` of each model."""
+        taps = [
+            Tap(model, tuple(dict.fromkeys(names)), self._stored)
+            for model, names in zip(self._models, wanted, strict=True)
+        ]
+        if not self._stored:
+            return self._runner.trace(taps, samples=self._samples)
+        return self._runner.trace(taps, self._read())
+
+    def move(self, names: Sequence[str]) -> None:
+        """Go on to where ``names`` are all that the rest of each model reads."""
+        self._moves += 1
+        batches: list[list[list[Path]]] = []
+        for number, found in enumerate(self.run([names] * len(self._models))):
+            batches.append([self._write(values, f"{self._moves}-{number}-{i}") for i, values in enumerate(found)])
+        for path in (path for batch in self._batches for paths in batch for path in paths):
+            path.unlink()
+        self._stored, self._batches = tuple(dict.fromkeys(names)), batches
+
+    def _write(self, values: Mapping[str, NDArray[Any]], stem: str) -> list[Path]:
+        paths = []
+        for index, array in enumerate(values.values()):
+            paths.append(self._folder / f"{stem}-{index}.npy")
+            np.save(paths[-1], array)
+        return paths
+
+    def _read(self) -> Iterator[list[Outputs]]:
+        for batch in self._batches:
+            yield [{name: np.load(path) for name, path in zip(self._stored, paths, strict=True)} for paths in batch]
