@@ -1,0 +1,125 @@
+"""Shapes, sizes and bounds that a model computes from the shapes of its values, and where they are used.
+
+Pruning changes shapes, and what the model computes from them would change in its own way. So every such operand is
+replaced by a constant when a model is pruned, or the shape it is computed from is pinned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from graphopt.analysis.channels.ties import Ties
+from graphopt.ir import Graph, Node, Value, is_constant
+from graphopt.ir.edit import operator_key
+from graphopt.ir.query import attr
+
+_OPERANDS = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "Gather": (1,),
+    "Pad": (1, 3),
+    "Reshape": (1,),
+    "Resize": (3,),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "Unsqueeze": (1,),
+    "CumSum": (1,),
+    **dict.fromkeys(
+        "ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare "
+        "ReduceLogSum ReduceLogSumExp".split(),
+        (1,),
+    ),
+}
+"""Inputs that tell an operator about shapes: with constants in their place it does the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """``arithmetic`` are the nodes that only compute with sizes; ``known`` tells what to put in place of the operands.
+
+    ``known`` maps a node and the index of an input to the integers it always is, in the unpruned model.
+    """
+
+    arithmetic: frozenset[Node]
+    known: dict[tuple[Node, int], tuple[int, ...]]
+
+
+def find(graph: Graph, ties: Ties) -> Operands:
+    """Find the arithmetic on sizes in a graph, and pin the axes whose sizes reach anything else."""
+    arithmetic = frozenset(node for node in graph if _computes_sizes(node, ties))
+    known: dict[tuple[Node, int], tuple[int, ...]] = {}
+    leaking: set[Value] = {value for value in graph.outputs if value is not None}
+    for node in reversed(list(graph)):
+        if node in arithmetic:
+            leaks = any(value in leaking for value in node.outputs)
+            if leaks and node.op_type in ("Shape", "Size"):
+                _pin(node, leaking, ties)
+            if leaks and node.op_type not in ("Shape", "Size"):
+                leaking.update(value for value in node.inputs if value is not None)
+            continue
+        for index, value in _arithmetic_inputs(node, arithmetic):
+            operand = _replaceable(node, index, value, ties)
+            if operand is None:
+                leaking.add(value)
+            else:
+                known[node, index] = operand
+    return Operands(arithmetic, known)
+
+
+def _computes_sizes(node: Node, ties: Ties) -> bool:
+    """Shape, and integers that follow from it, known or not: data of the model is never among them."""
+    if operator_key(node) in ("Shape", "Size"):
+        return True
+    return bool(node.inputs) and all(
+        value.name == "" or is_constant(value) or ties.sizes.elements(value) is not None for value in node.outputs
+    )
+
+
+def _arithmetic_inputs(node: Node, arithmetic: frozenset[Node]) -> Iterator[tuple[int, Value]]:
+    for index, value in enumerate(node.inputs):
+        producer = value.producer() if value is not None else None
+        if value is not None and producer in arithmetic:
+            yield index, value
+
+
+def _replaceable(node: Node, index: int, value: Value, ties: Ties) -> tuple[int, ...] | None:
+    """Return the constant that an operand can be replaced by; -1 for the one unknown size of a Reshape."""
+    if node.domain or index not in _OPERANDS.get(node.op_type, ()):
+        return None
+    known = ties.integers(value)
+    if known is not None:
+        return tuple(known)
+    dims = ties.dims(node.outputs[0])
+    if node.op_type != "Reshape" or dims is None or dims.count(None) != 1 or 0 in dims:
+        return None
+    return tuple(-1 if dim is None else dim for dim in dims)
+
+
+def _pin(node: Node, leaking: set[Value], ties: Ties) -> None:
+    """Pin the axes of the value whose sizes get out: those that its readers pick, where they pick constants."""
+    rank = ties.rank(node.inputs[0])
+    axes = range(rank)[attr(node, "start", 0) : attr(node, "end", rank)]
+    output = node.outputs[0]
+    picked: set[int] = set()
+    for use in output.uses():
+        if any(value in leaking for value in use.node.outputs) or use.node not in leaking:
+            picked.update(_picked(use.node, axes, ties) if use.idx == 0 else axes)
+    if output.is_graph_output() or node.op_type == "Size":
+        picked.update(axes)
+    for axis in sorted(picked):
+        ties.pin(node, (node.inputs[0], axis), "the model computes with its size")
+
+
+def _picked(node: Node, axes: range, ties: Ties) -> list[int]:
+    if node.op_type == "Gather" and attr(node, "axis", 0) == 0:
+        indices = ties.array(node.inputs[1])
+        return list(axes) if indices is None else [axes[int(index)] for index in indices.reshape(-1)]
+    if node.op_type == "Slice" and ties.version >= 10:
+        given = [ties.integers(value) for value in [*node.inputs[1:], None, None][:4]]
+        starts, ends = given[0], given[1]
+        if starts is not None and ends is not None and len(starts) == 1 and given[3] in (None, [1]):
+            return list(axes[starts[0] : ends[0]])
+    return list(axes)
