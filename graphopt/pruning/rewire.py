@@ -1,8 +1,8 @@
 """Taking channels out of a model, and the reference for it: the same model with those channels made zero.
 
-:func:`remove` makes every tensor smaller along every axis that a removed unit lies on and states the new sizes wherever
-an operator states sizes. :func:`mask` leaves all sizes alone and puts zeros where the removed units are. Both compute the
-same outputs; what a network loses by losing those channels can so be told apart from a mistake in rewiring.
+:func:`remove` makes every tensor smaller along every axis that a removed unit lies on and states the new sizes
+wherever an operator states sizes. :func:`mask` leaves all sizes alone and puts zeros where the removed units are. Both
+compute the same outputs; what a network loses by losing those channels can so be told apart from a mistake in rewiring.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from graphopt.errors import PassError
 from graphopt.ir import Editor, Model, Node, Value, attr, constant, is_constant, nodes, rank_of, shape_of
 from graphopt.ir.edit import operator_key
 from graphopt.ir.query import place
-from graphopt.pruning.rewire_rules import Change, Cut, Mask, SetAttribute, changes
+from graphopt.pruning.rewire_rules import Change, Cut, Mask, SetAttribute, changes, constants
 
 Removed = Mapping[int, Mask]
 """For each group, by its index, which of its units go: bool[units]."""
@@ -43,7 +43,7 @@ def remove(model: Model, edit: Editor, channels: Channels, removed: Removed) -> 
     Raises PassError when nothing would be left of an axis or an operator cannot state the new sizes.
     """
     cut = _cut(model, channels, removed)
-    planned = [change for node in nodes(model) for change in changes(node, cut)]
+    planned = constants(cut) + [change for node in nodes(model) for change in changes(node, cut)]
     parameters = 0
     for value, axes in cut.values().items():
         if is_constant(value):
@@ -81,7 +81,7 @@ def _cut(model: Model, channels: Channels, removed: Removed) -> Cut:
     empty = next((axis for axis, stays in kept.items() if stays.size and not stays.any()), None)
     if empty is not None:
         raise PassError(f"nothing would be left of axis {empty.axis} of {empty.value.name!r}")
-    return Cut(model, kept)
+    return Cut(model, kept, channels.operands)
 
 
 def _shrink_constant(edit: Editor, value: Value, axes: Mapping[int, Mask]) -> int:

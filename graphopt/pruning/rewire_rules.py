@@ -1,6 +1,6 @@
 """What operators state about sizes besides their weights, and how it reads once positions of axes are gone.
 
-A rule looks at a node as it is before the cut and returns what is to be written to it: attributes and constant operands.
+A rule looks at a node as it is before the cut and returns what is to be written to it: attributes and operands.
 Operators without a rule (Relu, Transpose, Concat, ...) state no size that a cut could change.
 """
 
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.channels import Axis
 from graphopt.errors import PassError
-from graphopt.ir import Model, Node, Value, attr, constant, opset, rank_of, shape_of, static_shape
+from graphopt.ir import DataType, Model, Node, Value, attr, opset, rank_of, shape_of, static_shape
 from graphopt.ir.query import ints, place
 
 Mask = NDArray[np.bool_]
+Operands = Mapping[tuple[Node, int], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class SetAttribute:
 
 @dataclass(frozen=True)
 class SetOperand:
-    """A constant operand of a node that changes: this node reads ``array`` from now on, others what they read before."""
+    """An operand of a node that changes: this node reads ``array`` from now on, others what they read before."""
 
     node: Node
     index: int
@@ -43,10 +44,14 @@ Change = SetAttribute | SetOperand
 
 
 class Cut:
-    """Which positions of which axes stay, looked up by value and axis. Axes that are not in it stay as they are."""
+    """Which positions of which axes stay, looked up by value and axis. Axes that are not in it stay as they are.
 
-    def __init__(self, model: Model, kept: Mapping[Axis, Mask]):
+    ``operands`` holds the integers that inputs of nodes are worth although they are computed, from sizes.
+    """
+
+    def __init__(self, model: Model, kept: Mapping[Axis, Mask], operands: Operands):
         self.opset = opset(model)
+        self.operands = operands
         self._kept: dict[Value, dict[int, Mask]] = {}
         for (value, axis), mask in kept.items():
             if not mask.all():
@@ -70,6 +75,11 @@ class Cut:
         mask = self.of(value).get(axis)
         return _static_size(value, axis) if mask is None else int(np.count_nonzero(mask))
 
+    def integers(self, node: Node, index: int) -> list[int] | None:
+        """Return what an input of a node is worth in integers, flattened; ``None`` when it is not known."""
+        computed = self.operands.get((node, index))
+        return ints(node.inputs[index]) if computed is None else list(computed)
+
     def touches(self, node: Node) -> bool:
         """Tell whether an input or output of ``node`` loses something."""
         return any(value in self._kept for value in (*node.inputs, *node.outputs) if value is not None)
@@ -81,6 +91,23 @@ def _static_size(value: Value | None, axis: int) -> int:
     if not isinstance(size, int):
         raise PassError(f"the size of axis {axis} of {None if value is None else value.name!r} is not known")
     return size
+
+
+def constants(cut: Cut) -> list[Change]:
+    """Return what makes constants of the operands that are computed from sizes, which a cut would change."""
+    return [
+        SetOperand(node, index, np.asarray(numbers, _int_type(node.inputs[index])).reshape(_shape(node, index)))
+        for (node, index), numbers in cut.operands.items()
+    ]
+
+
+def _shape(node: Node, index: int) -> tuple[int, ...]:
+    shape = static_shape(node.inputs[index])
+    return (-1,) if shape is None else shape
+
+
+def _int_type(value: Value | None) -> type[np.int32] | type[np.int64]:
+    return np.int32 if value is not None and value.dtype == DataType.INT32 else np.int64
 
 
 def changes(node: Node, cut: Cut) -> list[Change]:
@@ -101,15 +128,15 @@ def _input(node: Node, index: int) -> Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def _numbers(node: Node, index: int, name: str) -> list[int] | None:
+def _numbers(node: Node, cut: Cut, index: int, name: str) -> list[int] | None:
     """Return a list of ints that older operator sets have as the attribute ``name`` and newer ones as an operand."""
     operand = _input(node, index)
     if operand is None:
         found = attr(node, name)
         return None if found is None else [int(item) for item in found]
-    numbers = ints(operand)
+    numbers = cut.integers(node, index)
     if numbers is None:
-        raise PassError(f"its operand {operand.name!r} is computed", where=place(node))
+        raise PassError(f"its operand {operand.name!r} is not known", where=place(node))
     return numbers
 
 
@@ -118,8 +145,7 @@ def _stated(node: Node, index: int, name: str, numbers: Sequence[int]) -> Change
     operand = _input(node, index)
     if operand is None:
         return SetAttribute(node, name, list(numbers))
-    old = constant(operand)
-    return SetOperand(node, index, np.asarray(numbers, np.int64 if old is None else old.dtype))
+    return SetOperand(node, index, np.asarray(numbers, _int_type(operand)))
 
 
 # -- the rules -------------------------------------------------------------------------------------------------------
@@ -149,7 +175,7 @@ def _groups(node: Node, cut: Cut, channels: int) -> Iterable[Change]:
 
 def _reshape(node: Node, cut: Cut) -> Iterable[Change]:
     """The shape operand: sizes of touched axes; -1 still fits, 0 where the copied size is still the right one."""
-    old = _numbers(node, 1, "shape") or []
+    old = _numbers(node, cut, 1, "shape") or []
     new = list(old)
     for axis in cut.of(node.outputs[0]):
         size = cut.size(node.outputs[0], axis)
@@ -166,7 +192,7 @@ def _reshape(node: Node, cut: Cut) -> Iterable[Change]:
 
 def _expand(node: Node, cut: Cut) -> Iterable[Change]:
     """The shape operand, aligned at the end; a 1 stands for the data's own size."""
-    old = _numbers(node, 1, "shape") or []
+    old = _numbers(node, cut, 1, "shape") or []
     new = list(old)
     missing = (rank_of(node.outputs[0]) or 0) - len(old)
     for axis in cut.of(node.outputs[0]):
@@ -180,7 +206,7 @@ def _split(node: Node, cut: Cut) -> Iterable[Change]:
     """The sizes of the parts, stated where they were or where the parts are no longer equal."""
     axis = _axis_of(node, 0, node.inputs[0])
     sizes = [cut.size(value, axis) for value in node.outputs]
-    old = _numbers(node, 1, "split")
+    old = _numbers(node, cut, 1, "split")
     if sizes == old or (old is None and len(set(sizes)) == 1):
         return
     if cut.opset < 13:
@@ -195,11 +221,11 @@ def _slice(node: Node, cut: Cut) -> Iterable[Change]:
     """Starts and ends on touched axes, counted in what stays."""
     data, result = node.inputs[0], node.outputs[0]
     rank = rank_of(data) or 0
-    given = _numbers(node, 3, "axes")
+    given = _numbers(node, cut, 3, "axes")
     axes = list(range(rank)) if given is None else [axis + rank if axis < 0 else axis for axis in given]
     if not any(axis in cut.of(data) for axis in axes):
         return
-    starts, ends = _numbers(node, 1, "starts") or [], _numbers(node, 2, "ends") or []
+    starts, ends = _numbers(node, cut, 1, "starts") or [], _numbers(node, cut, 2, "ends") or []
     new_starts, new_ends = list(starts), list(ends)
     for place_, axis in enumerate(axes[: len(starts)]):
         if axis not in cut.of(data):
@@ -218,26 +244,28 @@ def _gather(node: Node, cut: Cut) -> Iterable[Change]:
     """Indices: those of what stays of the output, as numbers of what stays of the data."""
     data, indices, result = node.inputs[0], node.inputs[1], node.outputs[0]
     axis = _axis_of(node, 0, data)
-    old = constant(indices)
     touched = [place_ for place_ in cut.of(result) if axis <= place_ < axis + (rank_of(indices) or 0)]
-    if old is None or (axis not in cut.of(data) and not touched):
+    if axis not in cut.of(data) and not touched:
         return
-    left = old
+    numbers, shape = cut.integers(node, 1), static_shape(indices)
+    if numbers is None or shape is None:
+        raise PassError("its indices are not known", where=place(node))
+    left = np.asarray(numbers, np.int64).reshape(shape)
     for place_ in touched:
         left = np.compress(cut.on(result, place_), left, axis=place_ - axis)
     stays = cut.on(data, axis)
     left = np.where(left < 0, left + len(stays), left)
     if not stays[left].all():
         raise PassError("it reads channels that are to go", where=place(node))
-    yield SetOperand(node, 1, (np.cumsum(stays) - 1)[left].astype(old.dtype))
+    yield SetOperand(node, 1, (np.cumsum(stays) - 1)[left])
 
 
 def _pad(node: Node, cut: Cut) -> Iterable[Change]:
     """Amounts on touched axes: of what is added (or, negative, taken off) what stays counts."""
     data, result = node.inputs[0], node.outputs[0]
-    old = _numbers(node, 1, "pads") or []
+    old = _numbers(node, cut, 1, "pads") or []
     rank = rank_of(data) or 0
-    axes = [axis + rank if axis < 0 else axis for axis in _numbers(node, 3, "axes") or range(rank)]
+    axes = [axis + rank if axis < 0 else axis for axis in _numbers(node, cut, 3, "axes") or range(rank)]
     new = list(old)
     for place_, axis in enumerate(axes):
         for where, amount, back in ((place_, old[place_], False), (place_ + len(axes), old[place_ + len(axes)], True)):
@@ -251,10 +279,10 @@ def _pad(node: Node, cut: Cut) -> Iterable[Change]:
 
 def _resize(node: Node, cut: Cut) -> Iterable[Change]:
     """The operand ``sizes``, where it is given; an axis of channels has the scale 1 otherwise."""
-    old = ints(_input(node, 3))
-    if old is None:
+    sizes, result = _input(node, 3), node.outputs[0]
+    if sizes is None or not cut.of(result):
         return
-    result = node.outputs[0]
+    old = _numbers(node, cut, 3, "sizes") or []
     rank = rank_of(result) or 0
     axes = [axis + rank if axis < 0 else axis for axis in attr(node, "axes") or range(rank)]
     new = [cut.size(result, axis) if axis in cut.of(result) else size for axis, size in zip(axes, old, strict=True)]
