@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from graphopt.analysis.channels import rules_elements, rules_layers, rules_moves
+from graphopt.analysis.channels import rules_elements, rules_layers, rules_moves, rules_norms
 from graphopt.analysis.channels.ties import Ties
 from graphopt.ir import Node
 from graphopt.ir.edit import operator_key
 
-_RULES = {**rules_elements.RULES, **rules_layers.RULES, **rules_moves.RULES}
+_RULES = {**rules_elements.RULES, **rules_layers.RULES, **rules_moves.RULES, **rules_norms.RULES}
 
 
 def follow(node: Node, ties: Ties) -> None:

@@ -90,6 +90,10 @@ def _gather(node: Node, ties: Ties) -> str | None:
     for each in range(inner):
         ties.tie(node, (indices, each), (output, axis + each))
     size, picked = ties.size((data, axis)), ties.array(indices)
+    if ties.is_computed(indices) and not ties.is_computed(data):
+        for each in range(rank):
+            if each != axis:
+                ties.writes(node, (data, each))
     if picked is None or size is None:
         return "the indices of this Gather are computed"
     positions = np.where(picked < 0, picked + size, picked).astype(np.int64)

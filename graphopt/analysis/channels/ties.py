@@ -71,6 +71,19 @@ class Digit(Map):
 
 
 @dataclass(frozen=True)
+class First(Map):
+    """Each run of ``length`` positions out of ``total`` goes with its first: channels that share statistics."""
+
+    total: int
+    length: int
+
+    def pairs(self) -> tuple[IntArray, IntArray]:
+        """Return a count, and the start of the run."""
+        run = np.arange(self.total, dtype=np.int64)
+        return run, run // self.length * self.length
+
+
+@dataclass(frozen=True)
 class Tie:
     """Two axes (by number) whose positions go together; ``pairs`` tells which."""
 
