@@ -15,7 +15,7 @@ from graphopt.analysis.channels.ties import Split, Ties
 from graphopt.analysis.channels.types import Axis, BoolArray, Group, Pin
 from graphopt.analysis.manager import AnalysisManager
 from graphopt.analysis.shape_values import ShapeValues
-from graphopt.ir import Graph, Model, Node, graphs, opset
+from graphopt.ir import Editor, Graph, Model, Node, graphs, opset, shape_of, static_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,7 @@ class Channels:
     def compute(cls, model: Model, manager: AnalysisManager) -> Self:
         """Find the groups; only axes of known size count, and nothing in or captured by a nested graph."""
         ties = Ties(manager.get(ShapeValues, fresh=True), opset(model))
+        _annotate(model, ties, manager.editor)
         found = operands.find(model.graph, ties)
         _pin_interface(model, ties)
         for node in model.graph:
@@ -69,6 +70,15 @@ class HeadDimensions(Channels):
     """The same with the other choice for attention: the same dimensions go from every head, and all heads stay."""
 
     inner_of_heads: ClassVar[bool] = True
+
+
+def _annotate(model: Model, ties: Ties, editor: Editor) -> None:
+    """Note on values the sizes that only following the arithmetic on shapes tells: rewiring reads and changes them."""
+    for value in (value for node in model.graph for value in node.outputs if static_shape(value) is None):
+        dims, known = ties.dims(value), shape_of(value)
+        if dims is not None:
+            old = known or (None,) * len(dims)
+            editor.annotate(value, value.dtype, [b if a is None else a for a, b in zip(dims, old, strict=True)])
 
 
 def _pin_interface(model: Model, ties: Ties) -> None:
