@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,30 +13,46 @@ from graphopt.analysis.statistics import Unfold
 
 
 def windows(values: NDArray[Any], unfold: Unfold) -> NDArray[Any]:
-    """Return a view [..., *kernel, *positions] of ``values`` [..., *spatial]: the patches, thinned."""
+    """Return [..., *kernel, *positions] of ``values`` [..., *spatial]: the patches, thinned.
+
+    Axes are unfolded one by one, the last first, with a copy between two: what is copied next then lies in longer
+    runs. The first of them is left a view.
+    """
     rank = len(unfold.kernel)
     values = _padded(values, unfold)
     lead = values.ndim - rank
     spans = [(k - 1) * d + 1 for k, d in zip(unfold.kernel, unfold.dilations, strict=True)]
-    if any(size < span for size, span in zip(values.shape[lead:], spans, strict=True)):
+    counts = [(n - span) // s + 1 for n, span, s in zip(values.shape[lead:], spans, unfold.strides, strict=True)]
+    if min(counts) < 1:
         return np.empty((*values.shape[:lead], *unfold.kernel, *(0,) * rank), values.dtype)
-    view = np.lib.stride_tricks.sliding_window_view(values, spans, axis=tuple(range(lead, lead + rank)))
-    strided = (slice(None, None, s) for s in unfold.strides)
-    dilated = (slice(None, None, d) for d in unfold.dilations)
-    view = view[(slice(None),) * lead + (*strided, *dilated)]
-    order = (*range(lead), *range(lead + rank, lead + 2 * rank), *range(lead, lead + rank))
-    return thinned(view.transpose(order), unfold)
+    steps = _steps(counts, unfold.most)
+    for axis in reversed(range(rank)):
+        at = lead + rank - 1  # the kernel's axes that are there already stand before it
+        stride, step = unfold.strides[axis], steps[axis]
+        view = np.lib.stride_tricks.sliding_window_view(values, spans[axis], axis=at)
+        positions = slice(step // 2 * stride, None, step * stride)
+        view = view[(slice(None),) * at + (positions,)][..., :: unfold.dilations[axis]]
+        view = np.moveaxis(view, -1, lead)
+        values = np.ascontiguousarray(view) if axis else view
+    return values
 
 
 def thinned(values: NDArray[Any], unfold: Unfold) -> NDArray[Any]:
     """Return every n-th position along the last axes, so that about ``unfold.most`` positions are left."""
-    rank = len(unfold.kernel)
-    positions = math.prod(values.shape[-rank:])
-    if not unfold.most or positions <= unfold.most:
-        return values
-    # An odd step meets every phase of what was upsampled by two or four.
-    step = math.ceil((positions / unfold.most) ** (1 / rank)) | 1
-    return values[(..., *(slice(step // 2, None, step),) * rank)]
+    counts = values.shape[-len(unfold.kernel) :]
+    return values[(..., *(slice(step // 2, None, step) for step in _steps(counts, unfold.most)))]
+
+
+def _steps(counts: Sequence[int], most: int) -> list[int]:
+    """Return a step for each axis, with which at most ``most`` of the positions are left."""
+    steps = [1] * len(counts)
+    left = list(counts)
+    while most and math.prod(left) > most:
+        axis = left.index(max(left))
+        # An odd step meets every phase of what was upsampled by two or four.
+        steps[axis] += 2
+        left[axis] = len(range(steps[axis] // 2, counts[axis], steps[axis]))
+    return steps
 
 
 def unfolded(values: NDArray[Any], unfold: Unfold) -> NDArray[np.float32]:

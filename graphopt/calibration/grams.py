@@ -6,6 +6,7 @@ Products are float32's, of at most ``_BUFFER`` numbers at a time, summed up in f
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,6 +60,18 @@ class GramSum:
         self._matrix, self._total, self._count = gram.matrix, gram.total, gram.count
 
 
+_local = threading.local()
+
+
+def _workspace(size: int) -> NDArray[np.float32]:
+    """Return ``size`` numbers of memory that this thread uses again: new pages cost more than what is done in them."""
+    buffer: NDArray[np.float32] | None = getattr(_local, "buffer", None)
+    if buffer is None or buffer.size < size:
+        buffer = np.empty(max(size, _BUFFER), np.float32)
+        _local.buffer = buffer
+    return buffer[:size]
+
+
 def _rows(values: NDArray[np.float32], axis: int) -> Iterator[NDArray[np.float32]]:
     """Yield the rows along ``axis`` as blocks [1, K, rows]."""
     if not -values.ndim <= axis < values.ndim:
@@ -91,4 +104,6 @@ def _patches(values: NDArray[np.float32], unfold: Unfold) -> Iterator[NDArray[np
         step = max(1, _BUFFER // (width * rest)) if rest else 1
         for start in range(0, first, step):
             part = found[(slice(None),) * (1 + rank) + (slice(start, start + step),)]
-            yield part.reshape(unfold.groups, width // unfold.groups, -1)
+            block = _workspace(part.size).reshape(part.shape)
+            np.copyto(block, part)
+            yield block.reshape(unfold.groups, width // unfold.groups, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ from graphopt.ir.query import attr, constant, shape_of
 WEIGHT, BIAS = 1, 2
 """Which inputs of a layer are its weights and its bias."""
 
-_PATCHES = 256
-"""Patches of a sample that a convolution's Gram matrix is made of, at most: some ten thousand over a data set."""
+_FEWEST, _MOST = 16, 128
+"""Patches of a sample that a convolution's Gram matrix is made of: one for each weight of an output, within these."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,8 @@ def unfold_of(node: Node, weight_shape: tuple[int, ...]) -> Unfold:
         pads = _same_pads(node, kernel, strides, dilations, lower=mode == "SAME_LOWER")
     elif mode == "VALID":
         pads = (0,) * (2 * spatial)
-    return Unfold(kernel, strides, pads, dilations, int(attr(node, "group", 1)), _PATCHES)
+    most = min(max(_FEWEST, math.prod(weight_shape[1:])), _MOST)
+    return Unfold(kernel, strides, pads, dilations, int(attr(node, "group", 1)), most)
 
 
 def _same_pads(

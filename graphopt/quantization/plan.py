@@ -23,6 +23,8 @@ from graphopt.targets import Quantization
 Kind = Literal["histogram", "moving"]
 _WIDEST = 4608
 """Layers with more inputs are rounded to nearest: a Gram matrix has the square of that many float64 numbers."""
+_SWEEPS, _FEW_LEVELS = 2, 64
+"""Sweeps take most of the rounding's time. With 8 bits they gain nothing: what is left is far below other errors."""
 _LARGEST_BIAS = 2.0**30
 """A bias is kept below this many steps of its int32 grid; a channel of tiny weights gets a coarser grid for that."""
 
@@ -119,7 +121,8 @@ def quantized_layer(layer: LayerMatrix, gram: Gram | None, input_scale: float, c
     integers = layer.rows(grid.quantize(layer.array))
     if by_gram:
         pairs = pair_columns(layer.array.shape, layer.axis, layer.reduction) if limit else None
-        integers = round_to_grid(rows, second, by_row, pairs=pairs, pair_limit=limit)
+        sweeps = _SWEEPS if by_row.qmax - by_row.qmin < _FEW_LEVELS else 0
+        integers = round_to_grid(rows, second, by_row, sweeps=sweeps, pairs=pairs, pair_limit=limit)
     rounded = by_row.dequantize(integers)
     if choices.bias_correction and layer.may_have_bias:
         bias = corrected_bias(rows, rounded, gram.mean, bias).astype(np.float64)
