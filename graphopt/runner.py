@@ -101,27 +101,35 @@ class ModelRunner:
             left = None if left is None else left - samples_of(part)
 
     def trace(
-        self, taps: Sequence[Tap], feeds: Iterable[Sequence[Outputs]] | None = None, *, samples: int | None = None
+        self,
+        taps: Sequence[Tap],
+        feeds: Iterable[Sequence[Outputs]] | None = None,
+        *,
+        samples: int | None = None,
+        limit: int | None = None,
     ) -> Iterator[tuple[Outputs, ...]]:
         """Run several models side by side and yield, for each batch, what each tap wants, by name.
 
         Each item of ``feeds`` holds the inputs of each model, and what its tap is given; None runs all of them on the
-        calibration data, at most ``samples`` at a time. The arrays must not be written to. Raises UsageError without
+        calibration data, ``samples`` at a time and ``limit`` in all at most. The arrays must not be written to. Raises UsageError without
         data and for a value that is no float tensor, ModelError and TargetError.
         """
         tapped = [Tapped(tap.model, tap.wanted, tap.given) for tap in taps]
         sessions = [item.session() for item in tapped]
-        for batch in self._parts(len(taps), samples) if feeds is None else feeds:
+        for batch in self._parts(len(taps), samples, limit) if feeds is None else feeds:
             yield tuple(
                 _wanted(item, session, arrays)
                 for item, session, arrays in zip(tapped, sessions, batch, strict=True)
             )
 
-    def _parts(self, count: int, samples: int | None) -> Iterator[Sequence[Outputs]]:
-        data = self._data()
+    def _parts(self, count: int, samples: int | None, limit: int | None) -> Iterator[Sequence[Outputs]]:
+        data, done = self._data(), 0
         for feeds in data:
             for part in [feeds] if samples is None else data.split(feeds, samples):
+                if limit is not None and done >= limit:
+                    return
                 yield [part] * count
+                done += samples_of(part)
 
     def metric(self, model: Model) -> float | None:
         """Return the task metric of ``model`` on all the data, None when there is no metric or no data.

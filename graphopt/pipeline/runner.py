@@ -41,12 +41,17 @@ class Runner(Protocol):
         ...
 
     def trace(
-        self, taps: Sequence[Tap], feeds: Iterable[Sequence[Outputs]] | None = None, *, samples: int | None = None
+        self,
+        taps: Sequence[Tap],
+        feeds: Iterable[Sequence[Outputs]] | None = None,
+        *,
+        samples: int | None = None,
+        limit: int | None = None,
     ) -> Iterator[tuple[Outputs, ...]]:
         """Run several models side by side and yield, for each batch, what each tap wants, by name.
 
         Each item of ``feeds`` holds the inputs of each model, and what its tap is given; None runs all of them on the
-        calibration data, at most ``samples`` at a time. The arrays must not be written to. Raises GraphOptError.
+        calibration data, ``samples`` at a time and ``limit`` in all at most. The arrays must not be written to. Raises GraphOptError.
         """
         ...
 

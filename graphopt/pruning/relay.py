@@ -23,7 +23,12 @@ class Traces(Protocol):
     """What of a runner is needed here; see :class:`graphopt.pipeline.runner.Runner`."""
 
     def trace(
-        self, taps: Sequence[Tap], feeds: Iterable[Sequence[Outputs]] | None = None, *, samples: int | None = None
+        self,
+        taps: Sequence[Tap],
+        feeds: Iterable[Sequence[Outputs]] | None = None,
+        *,
+        samples: int | None = None,
+        limit: int | None = None,
     ) -> Iterator[tuple[Outputs, ...]]:
         """Yield for each batch what each tap wants."""
         ...
@@ -32,23 +37,26 @@ class Traces(Protocol):
 class Relay:
     """Runs ``models`` side by side; files go to ``folder``. At first they start from the data."""
 
-    def __init__(self, runner: Traces, models: Sequence[Model], folder: Path, samples: int) -> None:
+    def __init__(self, runner: Traces, models: Sequence[Model], folder: Path, samples: int, limit: int | None = None) -> None:
         self._runner = runner
         self._models = tuple(models)
         self._folder = folder
         self._samples = samples
+        self._limit = limit
         self._stored: tuple[str, ...] = ()
         self._batches: list[list[list[Path]]] = []
         self._moves = 0
 
-    def run(self, wanted: Sequence[Sequence[str]]) -> Iterator[tuple[Outputs, ...]]:
-        """Yield for each batch the values that are ``wanted`` of each model."""
+    def run(
+        self, wanted: Sequence[Sequence[str]], models: Sequence[Model] | None = None
+    ) -> Iterator[tuple[Outputs, ...]]:
+        """Yield for each batch the values that are ``wanted`` of each model, or of others in their places."""
         taps = [
             Tap(model, tuple(dict.fromkeys(names)), self._stored)
-            for model, names in zip(self._models, wanted, strict=True)
+            for model, names in zip(models or self._models, wanted, strict=True)
         ]
         if not self._stored:
-            return self._runner.trace(taps, samples=self._samples)
+            return self._runner.trace(taps, samples=self._samples, limit=self._limit)
         return self._runner.trace(taps, self._read())
 
     def move(self, names: Sequence[str]) -> None:

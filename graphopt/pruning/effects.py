@@ -1,0 +1,180 @@
+"""What the network's outputs lose when units of a group go: measured, with the readers of the group making up for them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.analysis.channels import Group, Use
+from graphopt.analysis.statistics import Gram, Request, Statistics
+from graphopt.ir import Editor, Model, Node
+from graphopt.pruning.relay import Outputs, Relay, Traces
+from graphopt.pruning.route import resting_places
+from graphopt.pruning.saliency import Elimination, Reader, compensated, eliminate
+from graphopt.pruning.selection import Curve
+from graphopt.quantization.layers import LayerMatrix
+
+WIDEST = 6144
+"""Layers of more weights an output have no Gram matrix: it would be hundreds of megabytes."""
+
+_PART = 16
+"""Samples that are run at a time."""
+
+FRACTIONS = (0.25, 0.5, 0.75)
+"""What share of a group's units is cut to see what the outputs lose; between these the readers' errors tell."""
+
+_WAVE = 400 << 20
+"""Bytes of Gram matrices that are held at a time."""
+
+
+class Runs(Traces, Protocol):
+    """What of a runner is needed here; see :class:`graphopt.pipeline.runner.Runner`."""
+
+    def collect(self, model: Model, requests: Sequence[Request]) -> Statistics:
+        """Return statistics of one run over all the data."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """In what order a group's units go, what the outputs lose, and the layers that the group is read by."""
+
+    group: Group
+    elimination: Elimination
+    curve: Curve
+
+
+def readers_of(group: Group, statistics: Mapping[Request, Gram]) -> dict[Use, Reader]:
+    """Return those readers of the group that have a Gram matrix in ``statistics``."""
+    found = {}
+    for use in group.readers:
+        layer = LayerMatrix.of(use.node)
+        gram = statistics.get(layer.gram())
+        if gram is None:
+            continue
+        weights = layer.rows(layer.array).astype(np.float64).reshape(layer.groups, -1, layer.width)
+        centred = gram.second - gram.mean[:, :, None] * gram.mean[:, None, :]
+        reader = Reader(weights, centred, _columns(use, layer, group.units))
+        found[use] = replace(reader, weight=1.0 / (reader.power or 1.0))
+    return found
+
+
+def _columns(use: Use, layer: LayerMatrix, units: int) -> NDArray[np.int64]:
+    """Return which columns of the layer's matrix each unit owns, [units, c]."""
+    kernel = int(np.prod(layer.array.shape[2:])) if use.node.op_type == "Conv" else 1
+    order = np.argsort(use.member.units, kind="stable")
+    places = use.member.positions[order].reshape(units, -1)
+    return (places[:, :, None] * kernel + np.arange(kernel)).reshape(units, -1)
+
+
+def waves(groups: Sequence[Group]) -> Iterator[list[Group]]:
+    """Yield the groups in bundles whose readers' Gram matrices fit into memory together."""
+    bundle: list[Group] = []
+    size, seen = 0, set[Node]()
+    for group in groups:
+        nodes = {use.node for use in group.readers} - seen
+        further = sum(LayerMatrix.of(node).width ** 2 * 8 * LayerMatrix.of(node).groups for node in nodes)
+        if bundle and size + further > _WAVE:
+            yield bundle
+            bundle, size, seen = [], 0, set()
+        bundle.append(group)
+        size, seen = size + further, seen | nodes
+    if bundle:
+        yield bundle
+
+
+class Effects:
+    """Measures what cuts do to the outputs of ``model``, on the first ``samples`` samples."""
+
+    def __init__(self, model: Model, runner: Traces, folder: Path, samples: int) -> None:
+        self._model = model
+        self._outputs = tuple(str(value.name) for value in model.graph.outputs)
+        self._relay = Relay(runner, (model,), folder, _PART, samples)
+        self._exact = [found[0] for found in self._copied(self._relay.run([self._outputs]))]
+        self._power = {
+            name: float(np.var(np.concatenate([item[name].ravel() for item in self._exact]).astype(np.float64)))
+            for name in self._outputs
+        }
+
+    def _copied(self, runs: Iterator[tuple[Outputs, ...]]) -> Iterator[tuple[Outputs, ...]]:
+        for found in runs:
+            yield tuple({name: np.array(array) for name, array in item.items()} for item in found)
+
+    def rest(self, names: Sequence[str]) -> None:
+        """Run everything from here on from where ``names`` are all that is read."""
+        self._relay.move(names)
+
+    def loss(self, weights: Mapping[Node, NDArray[Any]]) -> float:
+        """Return the error of the outputs, as a share of their variance, when layers have other ``weights``."""
+        copy = self._model.clone()
+        edit = Editor(copy)
+        by_name = {node.name: node for node in copy.graph}
+        for node, array in weights.items():
+            twin = by_name[node.name]
+            edit.set_input(twin, 1, edit.constant(array, "pruned"))
+        total, count = dict.fromkeys(self._outputs, 0.0), dict.fromkeys(self._outputs, 0)
+        for found, exact in zip(self._relay.run([self._outputs], models=(copy,)), self._exact, strict=True):
+            for name in self._outputs:
+                error = np.asarray(found[0][name], np.float64) - exact[name]
+                total[name] += float((error**2).sum())
+                count[name] += error.size
+        return float(np.mean([total[name] / count[name] / (self._power[name] or 1.0) for name in self._outputs]))
+
+
+def rank(model: Model, groups: Sequence[Group], runner: Runs, *, samples: int) -> list[Ranking]:
+    """Order the units of each group, and measure on ``samples`` samples what the outputs of ``model`` lose by cuts.
+
+    Groups without a reader that has a Gram matrix are left out. Raises GraphOptError.
+    """
+    found: dict[int, Ranking] = {}
+    place = {node: index for index, node in enumerate(model.graph)}
+    in_order = sorted((group for group in groups if _measured(group)), key=lambda group: _first(group, place))
+    starts = [min((use.node for use in _measured(group)), key=place.__getitem__) for group in in_order]
+    names = frozenset(value.name or "" for node in model.graph for value in node.outputs)
+    stops = dict(zip((group.index for group in in_order), resting_places(model, starts, names), strict=True))
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        effects = Effects(model, runner, Path(folder), samples)
+        for bundle in waves(in_order):
+            requests = dict.fromkeys(LayerMatrix.of(use.node).gram() for group in bundle for use in _measured(group))
+            statistics = runner.collect(model, list(requests))
+            for group in bundle:
+                if stops[group.index] is not None:
+                    effects.rest(stops[group.index] or ())
+                found[group.index] = _ranked(group, readers_of(group, statistics), effects)
+    return [found[group.index] for group in groups if group.index in found]
+
+
+def _measured(group: Group) -> list[Use]:
+    return [use for use in group.readers if use.node.op_type in _KINDS and LayerMatrix.of(use.node).width <= WIDEST]
+
+
+_KINDS = ("Conv", "Gemm", "MatMul")
+
+
+def _first(group: Group, place: Mapping[Node, int]) -> int:
+    return min(place[use.node] for use in _measured(group))
+
+
+def _ranked(group: Group, readers: Mapping[Use, Reader], effects: Effects) -> Ranking:
+    elimination = eliminate(list(readers.values()))
+    cuts = sorted({count for share in FRACTIONS if 0 < (count := round(share * group.units)) < group.units} or {1})
+    ratios = []
+    for count in cuts:
+        gone = np.zeros(group.units, np.bool_)
+        gone[elimination.order[:count]] = True
+        weights = {use.node: _shaped(use, compensated(reader, gone)) for use, reader in readers.items()}
+        ratios.append(effects.loss(weights) / (elimination.errors[count] or 1.0))
+    counts = np.arange(len(elimination.errors))
+    losses = np.maximum.accumulate(elimination.errors * np.interp(counts, cuts, ratios))
+    return Ranking(group, elimination, Curve(group.index, counts, losses))
+
+
+def _shaped(use: Use, weights: NDArray[np.float64]) -> NDArray[np.float32]:
+    layer = LayerMatrix.of(use.node)
+    return np.asarray(layer.shaped(weights.reshape(-1, weights.shape[-1])), np.float32)
