@@ -76,7 +76,7 @@ def _annotate(model: Model, ties: Ties, editor: Editor) -> None:
     """Note on values the sizes that only following the arithmetic on shapes tells: rewiring reads and changes them."""
     for value in (value for node in model.graph for value in node.outputs if static_shape(value) is None):
         dims, known = ties.dims(value), shape_of(value)
-        if dims is not None:
+        if dims is not None and (known is None or len(known) == len(dims)):
             old = known or (None,) * len(dims)
             editor.annotate(value, value.dtype, [b if a is None else a for a, b in zip(dims, old, strict=True)])
 

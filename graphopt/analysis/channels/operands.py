@@ -9,31 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from graphopt.analysis.channels.ties import Ties
+from graphopt.analysis.channels.ties import OPERANDS, Ties
 from graphopt.ir import Graph, Node, Value, is_constant
 from graphopt.ir.edit import operator_key
 from graphopt.ir.query import attr
-
-_OPERANDS = {
-    "ConstantOfShape": (0,),
-    "Expand": (1,),
-    "Gather": (1,),
-    "Pad": (1, 3),
-    "Reshape": (1,),
-    "Resize": (3,),
-    "Slice": (1, 2, 3, 4),
-    "Split": (1,),
-    "Squeeze": (1,),
-    "Tile": (1,),
-    "Unsqueeze": (1,),
-    "CumSum": (1,),
-    **dict.fromkeys(
-        "ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare "
-        "ReduceLogSum ReduceLogSumExp".split(),
-        (1,),
-    ),
-}
-"""Inputs that tell an operator about shapes: with constants in their place it does the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +66,7 @@ def _arithmetic_inputs(node: Node, arithmetic: frozenset[Node]) -> Iterator[tupl
 
 def _replaceable(node: Node, index: int, value: Value, ties: Ties) -> tuple[int, ...] | None:
     """Return the constant that an operand can be replaced by; -1 for the one unknown size of a Reshape."""
-    if node.domain or index not in _OPERANDS.get(node.op_type, ()):
+    if node.domain or index not in OPERANDS.get(node.op_type, ()):
         return None
     known = ties.integers(value)
     if known is not None:
@@ -101,6 +80,8 @@ def _replaceable(node: Node, index: int, value: Value, ties: Ties) -> tuple[int,
 def _pin(node: Node, leaking: set[Value], ties: Ties) -> None:
     """Pin the axes of the value whose sizes get out: those that its readers pick, where they pick constants."""
     rank = ties.rank(node.inputs[0])
+    if not rank:
+        return
     axes = range(rank)[attr(node, "start", 0) : attr(node, "end", rank)]
     output = node.outputs[0]
     picked: set[int] = set()

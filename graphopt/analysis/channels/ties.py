@@ -19,6 +19,28 @@ Place = tuple[Value | None, int]
 """An axis as a rule names it: a value that may be left out, and a number that may be negative."""
 
 
+OPERANDS = {
+    "CumSum": (1,),
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "Gather": (1,),
+    "Pad": (1, 3),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "Unsqueeze": (1,),
+    **dict.fromkeys(
+        "ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare "
+        "ReduceLogSum ReduceLogSumExp".split(),
+        (1,),
+    ),
+}
+"""Inputs that tell an operator about shapes: with constants in their place it does the same."""
+
+
 @dataclass(frozen=True)
 class Map:
     """Which position of one axis is which of another."""
@@ -191,6 +213,9 @@ class Ties:
         """Tell whether a value hangs on the inputs of the model."""
         return value is not None and value not in self.fixed and not is_constant(value)
 
+    def _is_known(self, value: Value | None) -> bool:
+        return not self.is_computed(value) or self.integers(value) is not None
+
     def number(self, place: Place) -> int | None:
         """Return the number of an axis; ``None`` for one that cannot shrink: of size 1, of unknown size, or absent."""
         value, axis = place
@@ -283,8 +308,10 @@ class Ties:
 
     def close(self, node: Node, why: str) -> None:
         """Pin all axes of the node's values that its rule said nothing of."""
-        for value in (*node.inputs, *node.outputs):
-            if value is None or self.integers(value) is not None:
+        stated = () if node.domain else OPERANDS.get(node.op_type, ())
+        data = [value for index, value in enumerate(node.inputs) if index not in stated or not self._is_known(value)]
+        for value in (*data, *node.outputs):
+            if value is None:
                 continue
             for axis in range(self.rank(value)):
                 number = self.number((value, axis))
