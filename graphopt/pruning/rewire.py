@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.channels import Channels
 from graphopt.errors import PassError
-from graphopt.ir import Editor, Model, Node, Value, attr, constant, is_constant, nodes, rank_of, shape_of
+from graphopt.ir import DataType, Editor, Model, Node, Value, attr, constant, is_constant, nodes, rank_of, shape_of
 from graphopt.ir.edit import operator_key
 from graphopt.ir.query import place
 from graphopt.pruning.rewire_rules import Change, Cut, Mask, SetAttribute, changes, constants
@@ -136,13 +136,21 @@ def _joint(axes: Mapping[int, Mask], rank: int) -> NDArray[np.bool_]:
 
 def _zero_behind(edit: Editor, value: Value, axes: Mapping[int, Mask]) -> None:
     """Let all readers of a computed value see zeros at the removed positions, whatever stands there (NaN included)."""
-    producer, rank = value.producer(), rank_of(value)
-    if producer is None or rank is None or value.dtype is None:
-        raise PassError(f"{value.name!r} has removed channels and is not computed by a node of known type")
+    producer, rank, dtype = value.producer(), rank_of(value), _dtype_of(value)
+    if producer is None or rank is None or dtype is None:
+        raise PassError(f"{value.name!r} has removed channels and its type is not known")
     stays = edit.constant(_joint(axes, rank), f"{value.name}/stays")
-    zero = edit.constant(np.zeros((), value.dtype.numpy()), f"{value.name}/zero")
+    zero = edit.constant(np.zeros((), dtype.numpy()), f"{value.name}/zero")
     masked = edit.insert_after(producer, "Where", [stays, value, zero], like=value)
     edit.replace_uses(value, masked.outputs[0])
+
+
+def _dtype_of(value: Value | None) -> DataType | None:
+    """Return the type of a value; that of what it is computed from where inference gives up (GroupNormalization)."""
+    while value is not None and value.dtype is None:
+        producer = value.producer()
+        value = None if producer is None or not producer.inputs else producer.inputs[0]
+    return None if value is None else value.dtype
 
 
 def _kept_statistics(node: Node, cut: Cut) -> dict[int, Mask]:

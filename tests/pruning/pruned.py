@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from graphopt import io
 from graphopt.analysis.channels import Axis, Channels, Group, Member
 from graphopt.analysis.manager import AnalysisManager
-from graphopt.analysis.shapes import Shapes
 from graphopt.ir import Editor, Model, Value, constant, graphs, is_constant, nodes, verify
 from graphopt.ir.query import static_shape
 from graphopt.pruning.rewire import mask, remove
@@ -35,7 +34,7 @@ def value_of(model: Model, name: str) -> Value:
 
 def stated(model: Model, *groups: Lies) -> Channels:
     """Return groups that lie as told: an axis alone means that its positions are the units."""
-    AnalysisManager(Editor(model)).get(Shapes)
+    AnalysisManager(Editor(model)).get(Channels)  # notes the sizes of all values
     found = tuple(_group(model, index, lies) for index, lies in enumerate(groups))
     axes = [member.axis for group in found for member in group.members]
     return Channels(found, (), {}, {axis: (static_shape(axis.value) or ())[axis.axis] for axis in axes})
@@ -106,3 +105,14 @@ def sizes(model: Model) -> dict[str, Any]:
     """Return the shape of every value of the main graph that has a name."""
     values = [value for node in model.graph for value in node.outputs] + list(model.graph.initializers.values())
     return {value.name: static_shape(value) for value in values if value.name}
+
+
+def enliven(model: Model, seed: int = 0) -> None:
+    """Give weights that are all alike (a head of zeros, scales of 1e-6) random values, so that all of a model matters."""
+    rng = np.random.default_rng(seed)
+    edit = Editor(model)
+    for graph in graphs(model):
+        for value in list(graph.initializers.values()):
+            array = constant(value)
+            if array is not None and array.dtype == np.float32 and array.size > 1 and np.ptp(array) == 0:
+                edit.set_weight(value, rng.uniform(0.5, 1.5, array.shape).astype(np.float32))

