@@ -23,9 +23,10 @@ class Channels:
     """The groups of channels that can be removed from a model, and the reasons why other axes are pinned.
 
     ``operands`` maps (node, index of an input) to the integers that a shape, size or bound always is that the model
-    computes from shapes: when channels go, those inputs have to become these constants first, and are then adapted like
-    any constant. ``sizes`` holds the size of each axis that could shrink. Attention loses whole heads; ask for
-    :class:`HeadDimensions` to take dimensions of every head instead.
+    computes from shapes: when channels go, those inputs have to become these constants first, and are then adapted
+    like any constant; those of a Reshape may hold 0 and -1, as its shapes do. ``sizes`` holds the size of each axis
+    that could shrink. Attention loses whole heads; ask for :class:`HeadDimensions` to take dimensions of every head
+    instead.
     """
 
     groups: tuple[Group, ...]
@@ -40,7 +41,8 @@ class Channels:
         """Find the groups; only axes of known size count, and nothing in or captured by a nested graph."""
         ties = Ties(manager.get(ShapeValues, fresh=True), opset(model))
         _annotate(model, ties, manager.editor)
-        found = operands.find(model.graph, ties)
+        found = operands.find(model, ties)
+        ties.operands.update(found.known)
         _pin_interface(model, ties)
         for node in model.graph:
             if node in found.arithmetic or (node.op_type == "Constant" and not node.domain):

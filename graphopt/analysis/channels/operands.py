@@ -6,11 +6,10 @@ replaced by a constant when a model is pruned, or the shape it is computed from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from graphopt.analysis.channels.ties import OPERANDS, Ties
-from graphopt.ir import Graph, Node, Value, is_constant
+from graphopt.ir import Model, Node, Value, graphs, is_constant
 from graphopt.ir.edit import operator_key
 from graphopt.ir.query import attr
 
@@ -19,33 +18,43 @@ from graphopt.ir.query import attr
 class Operands:
     """``arithmetic`` are the nodes that only compute with sizes; ``known`` tells what to put in place of the operands.
 
-    ``known`` maps a node and the index of an input to the integers it always is, in the unpruned model.
+    ``known`` maps a node and the index of an input to the integers it always is in the unpruned model; those of a
+    Reshape may hold 0 and -1, as its shapes do.
     """
 
     arithmetic: frozenset[Node]
     known: dict[tuple[Node, int], tuple[int, ...]]
 
 
-def find(graph: Graph, ties: Ties) -> Operands:
-    """Find the arithmetic on sizes in a graph, and pin the axes whose sizes reach anything else."""
-    arithmetic = frozenset(node for node in graph if _computes_sizes(node, ties))
-    known: dict[tuple[Node, int], tuple[int, ...]] = {}
-    leaking: set[Value] = {value for value in graph.outputs if value is not None}
+def find(model: Model, ties: Ties) -> Operands:
+    """Find the arithmetic on sizes in the main graph, and pin the axes whose sizes reach anything else."""
+    graph = model.graph
+    found = Operands(frozenset(node for node in graph if _computes_sizes(node, ties)), {})
+    leaking = {value for inner in graphs(model) for value in inner.outputs}
+    captured = (node for inner in graphs(model) if inner is not graph for node in inner)
+    leaking.update(value for node in captured for value in node.inputs if value is not None)
     for node in reversed(list(graph)):
-        if node in arithmetic:
-            leaks = any(value in leaking for value in node.outputs)
-            if leaks and node.op_type in ("Shape", "Size"):
-                _pin(node, leaking, ties)
-            if leaks and node.op_type not in ("Shape", "Size"):
-                leaking.update(value for value in node.inputs if value is not None)
+        if node not in found.arithmetic:
+            _follow_operands(node, found, leaking, ties)
+        elif not any(value in leaking for value in node.outputs):
             continue
-        for index, value in _arithmetic_inputs(node, arithmetic):
-            operand = _replaceable(node, index, value, ties)
-            if operand is None:
-                leaking.add(value)
-            else:
-                known[node, index] = operand
-    return Operands(arithmetic, known)
+        elif node.op_type in ("Shape", "Size"):
+            _pin(node, found, leaking, ties)
+        else:
+            leaking.update(value for value in node.inputs if value is not None)
+    return found
+
+
+def _follow_operands(node: Node, found: Operands, leaking: set[Value], ties: Ties) -> None:
+    for index, value in enumerate(node.inputs):
+        producer = value.producer() if value is not None else None
+        if value is None or producer not in found.arithmetic:
+            continue
+        operand = _replaceable(node, index, value, ties)
+        if operand is None:
+            leaking.add(value)
+        else:
+            found.known[node, index] = operand
 
 
 def _computes_sizes(node: Node, ties: Ties) -> bool:
@@ -57,27 +66,29 @@ def _computes_sizes(node: Node, ties: Ties) -> bool:
     )
 
 
-def _arithmetic_inputs(node: Node, arithmetic: frozenset[Node]) -> Iterator[tuple[int, Value]]:
-    for index, value in enumerate(node.inputs):
-        producer = value.producer() if value is not None else None
-        if value is not None and producer in arithmetic:
-            yield index, value
-
-
 def _replaceable(node: Node, index: int, value: Value, ties: Ties) -> tuple[int, ...] | None:
-    """Return the constant that an operand can be replaced by; -1 for the one unknown size of a Reshape."""
+    """Return the constant that an operand can be replaced by."""
     if node.domain or index not in OPERANDS.get(node.op_type, ()):
         return None
     known = ties.integers(value)
     if known is not None:
         return tuple(known)
-    dims = ties.dims(node.outputs[0])
-    if node.op_type != "Reshape" or dims is None or dims.count(None) != 1 or 0 in dims:
+    return _reshape_operand(node, ties) if node.op_type == "Reshape" else None
+
+
+def _reshape_operand(node: Node, ties: Ties) -> tuple[int, ...] | None:
+    """Return sizes for a Reshape some of which are not numbers: 0 for one that it keeps in place, -1 for another."""
+    before, after = ties.sizes.sizes(node.inputs[0]), ties.sizes.sizes(node.outputs[0])
+    if before is None or after is None or attr(node, "allowzero", 0) or any(size.value == 0 for size in after):
         return None
-    return tuple(-1 if dim is None else dim for dim in dims)
+    entries = []
+    for axis, size in enumerate(after):
+        kept = axis < len(before) and before[axis] == size
+        entries.append(size.value if size.value is not None else 0 if kept else -1)
+    return tuple(entries) if entries.count(-1) < 2 else None
 
 
-def _pin(node: Node, leaking: set[Value], ties: Ties) -> None:
+def _pin(node: Node, found: Operands, leaking: set[Value], ties: Ties) -> None:
     """Pin the axes of the value whose sizes get out: those that its readers pick, where they pick constants."""
     rank = ties.rank(node.inputs[0])
     if not rank:
@@ -86,7 +97,9 @@ def _pin(node: Node, leaking: set[Value], ties: Ties) -> None:
     output = node.outputs[0]
     picked: set[int] = set()
     for use in output.uses():
-        if any(value in leaking for value in use.node.outputs) or use.node not in leaking:
+        if use.node not in found.arithmetic:
+            picked.update(() if (use.node, use.idx) in found.known else axes)
+        elif any(value in leaking for value in use.node.outputs):
             picked.update(_picked(use.node, axes, ties) if use.idx == 0 else axes)
     if output.is_graph_output() or node.op_type == "Size":
         picked.update(axes)

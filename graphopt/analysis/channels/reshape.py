@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from graphopt.analysis.channels.ties import Ties
 from graphopt.analysis.symbolic import Expr
@@ -33,7 +34,7 @@ def blocks(before: Sequence[Expr], after: Sequence[Expr]) -> list[Block]:
 
 
 def _from_the_end(one: list[int], two: list[int], before: Sequence[Expr], after: Sequence[Expr]) -> list[Block]:
-    found = []
+    found: list[Block] = []
     while one and two:
         block = _last_block(one, two, before, after)
         if block is None:
@@ -72,9 +73,9 @@ def tie_block(ties: Ties, node: Node, source: Value, target: Value, block: Block
         return False
     one, two = [n for n in first if n is not None], [n for n in second if n is not None]
     bounds = sorted({*_strides(ties, one), *_strides(ties, two)})
-    if any(high % low for low, high in zip(bounds, bounds[1:], strict=False)):
+    if any(high % low for low, high in pairwise(bounds)):
         return False
-    atoms = list(zip(bounds, bounds[1:], strict=False))[::-1]
+    atoms = list(pairwise(bounds))[::-1]
     parts_one, parts_two = _atoms_of(ties, one, atoms), _atoms_of(ties, two, atoms)
     numbers = _numbered(ties, parts_one, parts_two, atoms)
     for parts in (parts_one, parts_two):
@@ -106,9 +107,7 @@ def _atoms_of(ties: Ties, axes: list[int], atoms: list[Atom]) -> dict[int, list[
     return found
 
 
-def _numbered(
-    ties: Ties, one: dict[int, list[Atom]], two: dict[int, list[Atom]], atoms: list[Atom]
-) -> dict[Atom, int]:
+def _numbered(ties: Ties, one: dict[int, list[Atom]], two: dict[int, list[Atom]], atoms: list[Atom]) -> dict[Atom, int]:
     """Return an axis for each digit: one that holds nothing else where there is one, else one of no value."""
     alone = {held[0]: axis for parts in (two, one) for axis, held in parts.items() if len(held) == 1}
     return {atom: alone[atom] if atom in alone else ties.inner(atom[1] // atom[0]) for atom in atoms}

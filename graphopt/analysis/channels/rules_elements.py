@@ -14,7 +14,9 @@ Rule = Callable[[Node, Ties], str | None]
 """Ties the axes of a node's values; returns why those that it says nothing of are pinned, ``None`` for the usual."""
 
 
-def broadcast(node: Node, ties: Ties, values: Iterable[Value | None], target: Value, *, skip: int | None = None) -> None:
+def broadcast(
+    node: Node, ties: Ties, values: Iterable[Value | None], target: Value, *, skip: int | None = None
+) -> None:
     """Tie the axes of values that broadcast to ``target`` to its own, but for axis ``skip`` of it."""
     rank = ties.rank(target)
     for value in values:

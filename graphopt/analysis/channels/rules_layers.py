@@ -114,7 +114,7 @@ def _matmul(node: Node, ties: Ties) -> str | None:
 def _product_roles(
     node: Node, ties: Ties, operands: tuple[Value | None, Value | None], left: tuple[int, int], right: tuple[int, int]
 ) -> None:
-    """Note which operand is a weight, and which of its axes is summed over; ``left`` and ``right`` are (row, column)."""
+    """Note which operand is a weight, and over which axis it is summed; ``left`` and ``right`` are (row, column)."""
     a, b = operands
     if ties.is_computed(a) and ties.is_computed(b):
         ties.mark(ties.contracted, (a, left[1]))
@@ -146,8 +146,10 @@ def _batchnorm(node: Node, ties: Ties) -> str | None:
     return None
 
 
+_POOLS = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
+
 RULES: dict[str, Rule] = {
-    **dict.fromkeys("AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool".split(), _channelwise),
+    **dict.fromkeys(_POOLS, _channelwise),
     "BatchNormalization": _batchnorm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,

@@ -9,7 +9,7 @@ from graphopt.analysis.channels.rules_elements import Rule
 from graphopt.analysis.channels.ties import Digit, Pick, Ties, Window
 from graphopt.ir import Node, Value
 from graphopt.ir.facts import Range, axes_of, pads_of
-from graphopt.ir.query import attr, constant
+from graphopt.ir.query import attr, constant, is_constant
 
 
 def same_axes(node: Node, ties: Ties, source: Value | None, target: Value, *, skip: tuple[int, ...] = ()) -> None:
@@ -170,7 +170,8 @@ def _axes(node: Node, ties: Ties) -> list[int] | None:
 def _reshape(node: Node, ties: Ties) -> str | None:
     source, output = node.inputs[0], node.outputs[0]
     before, after = ties.sizes.sizes(source), ties.sizes.sizes(output)
-    if source is None or before is None or after is None:
+    stated = node.op_type == "Flatten" or len(node.inputs) < 2 or is_constant(node.inputs[1])
+    if source is None or before is None or after is None or not (stated or (node, 1) in ties.operands):
         return "the shape is computed"
     for block in blocks(before, after):
         tie_block(ties, node, source, output, block)
@@ -221,9 +222,8 @@ def _resize(node: Node, ties: Ties) -> str | None:
 def _scales(node: Node) -> list[float] | None:
     place = 1 if len(node.inputs) == 2 else 2
     given = constant(node.inputs[place]) if len(node.inputs) > place else None
-    if given is None or given.size == 0:
-        return attr(node, "scales")
-    return [float(scale) for scale in given]
+    stated = attr(node, "scales") if given is None else given.tolist()
+    return [float(scale) for scale in stated] if stated else None
 
 
 RULES: dict[str, Rule] = {

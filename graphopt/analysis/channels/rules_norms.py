@@ -115,9 +115,7 @@ def _terms(node: Node) -> tuple[list[str], str] | None:
     return inputs, output
 
 
-def _einsum_roles(
-    node: Node, ties: Ties, operand: tuple[str, Value | None], others: list[str], output: str
-) -> None:
+def _einsum_roles(node: Node, ties: Ties, operand: tuple[str, Value | None], others: list[str], output: str) -> None:
     letters, value = operand
     elsewhere = set("".join(others))
     for axis, letter in enumerate(letters):

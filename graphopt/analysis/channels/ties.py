@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.analysis.channels.types import Axis, IntArray
+from graphopt.analysis.layout import REDUCING
 from graphopt.analysis.shape_values import ShapeValues
 from graphopt.ir import Node, Value
 from graphopt.ir.query import constant, is_constant, shape_of, tensor_of
@@ -32,11 +33,7 @@ OPERANDS = {
     "Squeeze": (1,),
     "Tile": (1,),
     "Unsqueeze": (1,),
-    **dict.fromkeys(
-        "ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare "
-        "ReduceLogSum ReduceLogSumExp".split(),
-        (1,),
-    ),
+    **dict.fromkeys(REDUCING, (1,)),
 }
 """Inputs that tell an operator about shapes: with constants in their place it does the same."""
 
@@ -146,14 +143,16 @@ class Role:
 class Ties:
     """What is known of all axes, numbered in the order in which nodes first touch them.
 
-    Only axes of a known size above 1 have a number: the others cannot shrink. ``fixed`` are the values that
-    are computed from constants alone. ``same`` are pairs of axes that are the same position by position. ``heads`` are axes over which a product of two computed operands is repeated,
-    ``contracted`` those that it sums over, ``normalized`` those over which statistics are taken.
+    Only axes of a known size above 1 have a number: the others cannot shrink. ``fixed`` are the values that are
+    computed from constants alone; ``operands`` are known although they are computed from shapes. ``same`` are pairs of
+    axes that are the same position by position. ``heads`` are axes over which a product of two computed operands is
+    repeated, ``contracted`` those that it sums over, ``normalized`` those over which statistics are taken.
     """
 
     sizes: ShapeValues
     version: int
     fixed: set[Value] = field(default_factory=set)
+    operands: dict[tuple[Node, int], tuple[int, ...]] = field(default_factory=dict)
     axes: list[Axis | None] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     same: list[tuple[int, int]] = field(default_factory=list)
@@ -164,7 +163,7 @@ class Ties:
     heads: list[int] = field(default_factory=list)
     contracted: list[int] = field(default_factory=list)
     normalized: list[int] = field(default_factory=list)
-    _numbers: dict[Axis, int] = field(default_factory=dict)
+    _numbers: dict[Value, tuple[int | None, ...]] = field(default_factory=dict)
     _dims: dict[Value, tuple[int | None, ...] | None] = field(default_factory=dict)
     _mentioned: set[int] = field(default_factory=set)
 
@@ -172,9 +171,12 @@ class Ties:
         """Return the sizes of ``value``, ``None`` for each that is not known; ``None`` when the rank is not."""
         if value is None:
             return None
-        if value not in self._dims:
-            self._dims[value] = self._look_up(value)
-        return self._dims[value]
+        # Looked up at once: this is asked for several times for every axis.
+        try:
+            return self._dims[value]
+        except KeyError:
+            found = self._dims[value] = self._look_up(value)
+            return found
 
     def _look_up(self, value: Value) -> tuple[int | None, ...] | None:
         tensor = tensor_of(value)
@@ -192,8 +194,9 @@ class Ties:
 
     def size(self, place: Place) -> int | None:
         """Return the size of an axis, ``None`` when it is not known or there is no such axis."""
-        dims = self.dims(place[0])
-        return dims[place[1]] if dims is not None and -len(dims) <= place[1] < len(dims) else None
+        value, axis = place
+        dims = self.dims(value)
+        return dims[axis] if dims is not None and -len(dims) <= axis < len(dims) else None
 
     def integers(self, value: Value | None) -> list[int] | None:
         """Return the elements of a small integer tensor, constant or computed from sizes; ``None`` when not known."""
@@ -201,13 +204,12 @@ class Ties:
         return None if found is None else found.known
 
     def array(self, value: Value | None) -> NDArray[Any] | None:
-        """Return a constant, or a small integer tensor computed from sizes; ``None`` when its elements are not known.
-
-        Numbers computed for a scalar come as a vector of one where the rank is not known.
-        """
+        """Return a constant, or a small integer tensor computed from sizes; ``None`` when neither."""
         found = constant(value)
         known = self.integers(value) if found is None else None
-        return found if known is None else np.asarray(known, dtype=np.int64).reshape(self.dims(value) or (-1,))
+        if known is None:
+            return found
+        return np.asarray(known, dtype=np.int64).reshape(() if self.rank(value) == 0 else -1)
 
     def is_computed(self, value: Value | None) -> bool:
         """Tell whether a value hangs on the inputs of the model."""
@@ -219,14 +221,17 @@ class Ties:
     def number(self, place: Place) -> int | None:
         """Return the number of an axis; ``None`` for one that cannot shrink: of size 1, of unknown size, or absent."""
         value, axis = place
-        size = self.size(place)
-        if value is None or size is None or size < 2:
-            return None
-        key = Axis(value, axis % self.rank(value))
-        number = self._numbers.get(key)
-        if number is None:
-            number = self._numbers[key] = self._new(key, size)
-        return number
+        numbers = self._all_numbers(value) if value is not None else ()
+        return numbers[axis] if -len(numbers) <= axis < len(numbers) else None
+
+    def _all_numbers(self, value: Value) -> tuple[int | None, ...]:
+        numbers = self._numbers.get(value)
+        if numbers is None:
+            dims = enumerate(self.dims(value) or ())
+            numbers = tuple(self._new(Axis(value, axis), size) if size is not None and size > 1 else None
+                            for axis, size in dims)  # fmt: skip
+            self._numbers[value] = numbers
+        return numbers
 
     def inner(self, size: int) -> int:
         """Return the number of a new axis of no value: a digit that two reshaped axes share."""
@@ -311,10 +316,7 @@ class Ties:
         stated = () if node.domain else OPERANDS.get(node.op_type, ())
         data = [value for index, value in enumerate(node.inputs) if index not in stated or not self._is_known(value)]
         for value in (*data, *node.outputs):
-            if value is None:
-                continue
-            for axis in range(self.rank(value)):
-                number = self.number((value, axis))
+            for number in () if value is None else self._all_numbers(value):
                 if number is not None and number not in self._mentioned:
                     self._pin(number, why, node)
         self._mentioned.clear()
