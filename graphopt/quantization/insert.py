@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.ir import Editor, Node, Value
-from graphopt.ir.query import is_constant
+from graphopt.ir.query import attr, is_constant
 from graphopt.quantization.grid import Grid, grid_for_range
 from graphopt.quantization.layers import BIAS, WEIGHT
 from graphopt.quantization.placement import LINEAR, Placement, read
 from graphopt.targets import Quantization
+
+_FILL = 2
+"""Which input of a Pad is the number that it fills in."""
 
 Ask = Callable[[Node, str], bool]
 """Asked right before each rewrite whether it may be made."""
@@ -67,6 +70,8 @@ class Inserter:
             self._pair(value, self.grids[root], readers.get(value, []))
         for node in self.placement.nodes:
             self._constant_operands(node)
+            if node.op_type in self.facts.on_integers:
+                self._on_integers(node)
         for layer in layers:
             self._weights(layer)
         return self._pairs
@@ -108,6 +113,25 @@ class Inserter:
             grid = grid_for_range(low, high, facts.activations, symmetric=facts.activations_symmetric)
             self.edit.set_input(node, index, self._dequantized(node, value, grid, grid.quantize(array)))
             self.edit.drop_unread(value)
+
+    def _on_integers(self, node: Node) -> None:
+        """Let ``node``, which moves data between two pairs of the same grid, read and write the integers themselves."""
+        before = node.inputs[0].producer() if node.inputs[0] is not None else None
+        after = next((use.node for use in node.outputs[0].uses()), None)
+        pairs = before is not None and before.op_type == "DequantizeLinear"
+        if before is None or after is None or not pairs or after.op_type != "QuantizeLinear":
+            return
+        integers, zero = before.inputs[0], before.inputs[2]
+        if integers is None or zero is None or not self.ask(node, "work on integers"):
+            return
+        self.edit.set_input(node, 0, integers)
+        if node.op_type == "Pad" and attr(node, "mode", "constant") == "constant":
+            self.edit.set_input(node, _FILL, zero)
+        output = node.outputs[0]
+        self.edit.replace_uses(after.outputs[0], output)
+        for conversion in (after, before):
+            self.edit.erase_dead(conversion)
+        self.edit.annotate(output, zero.dtype, None if output.shape is None else _dims(output))
 
     def _weights(self, layer: Layer) -> None:
         node = layer.node

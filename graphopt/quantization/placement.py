@@ -109,6 +109,8 @@ def _may_join(node: Node, facts: Quantization, chosen: Collection[Node]) -> bool
     values = [value for value in read(node, facts) if value is not None]
     floats = all(value.dtype == DataType.FLOAT for value in [*values, node.outputs[0]])
     constants = [v for v in node.inputs if v is not None and is_constant(v) and v.dtype == DataType.FLOAT]
+    if node.op_type == "Pad" and any(scalar(value) != 0 for value in constants):
+        return False  # zero is on every grid, other numbers are not
     return floats and bool(values) and len(node.outputs) == 1 and not (constants and node.op_type == "Concat")
 
 

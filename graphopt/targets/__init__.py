@@ -22,9 +22,10 @@ class Quantization:
     """What a target wants of quantized models; types are numpy's names.
 
     ``kernels`` maps an operator to the inputs that must be quantized for its integer kernel, ``moves`` names the
-    operators that work on integers of any scale as long as input and output share it, ``absorbed`` maps an operator to
-    those whose work its integer kernel does too, so that no Q/DQ pair may stand in between. ``needs_output`` names the
-    operators whose integer kernel writes integers only. ``pair_limit`` is the largest sum of two neighbouring weights
+    operators that work on integers of any scale as long as input and output share it; around ``on_integers``, which are
+    some of them, the runtime leaves Q/DQ pairs, so that they have to be written on integers. ``absorbed`` maps an
+    operator to those whose work its integer kernel does too, so that no Q/DQ pair may stand in between. ``needs_output``
+    names the operators whose integer kernel writes integers only. ``pair_limit`` is the largest sum of two neighbouring weights
     along the reduction axis that the 8-bit kernel can multiply with 255 without saturating, 0 where it never does.
     """
 
@@ -39,6 +40,7 @@ class Quantization:
     moves: frozenset[str]
     absorbed: Mapping[str, frozenset[str]]
     needs_output: frozenset[str]
+    on_integers: frozenset[str] = frozenset()
     wide_activations: str = ""
     pair_limit: int = 0
 
@@ -100,6 +102,7 @@ def _quantization(facts: dict[str, Any]) -> Quantization:
             **facts,
             "kernels": {operator: tuple(inputs) for operator, inputs in facts["kernels"].items()},
             "moves": frozenset(facts["moves"]),
+            "on_integers": frozenset(facts.get("on_integers", ())),
             "absorbed": {operator: frozenset(names) for operator, names in facts["absorbed"].items()},
             "needs_output": frozenset(facts["needs_output"]),
         }
