@@ -11,6 +11,7 @@ import click
 
 from graphopt import io
 from graphopt.analysis import Cost
+from graphopt.cli.channels import channel_facts, channel_text
 from graphopt.cli.common import json_option, numbers, print_diagnostics, print_json
 from graphopt.io.importer import DIAGNOSTICS
 from graphopt.ir import Model, Value, nodes, shape_of
@@ -30,17 +31,27 @@ weights_option = click.option(
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--text", is_flag=True, help="Print the whole model as text.")
 @click.option("--stats", is_flag=True, help="Print nodes and MACs of each operator.")
+@click.option("--channels", is_flag=True, help="Print which channels can be pruned together, and why others cannot.")
 @click.option(
     "--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a symbolic axis of the inputs, for MACs."
 )
 @weights_option
 @json_option
-def show(model: Path, text: bool, stats: bool, dims: tuple[str, ...], weights: int, as_json: bool) -> None:
+def show(
+    model: Path, text: bool, stats: bool, channels: bool, dims: tuple[str, ...], weights: int, as_json: bool
+) -> None:
     """Tell what a model holds."""
     loaded = io.load(model)
     print_diagnostics(loaded.meta.get(DIAGNOSTICS, ()))
     if text:
         click.echo(dump(loaded, weights=weights), nl=False)
+        return
+    if channels:
+        found = channel_facts(loaded)
+        if as_json:
+            print_json({"path": str(model), **found})
+        else:
+            click.echo(channel_text(found))
         return
     facts = _facts(loaded, numbers(dims, "--dim"))
     if as_json:
