@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.channels import Channels
 from graphopt.errors import PassError
-from graphopt.ir import DataType, Editor, Model, Node, Value, attr, constant, is_constant, nodes, rank_of, shape_of
+from graphopt.ir import Editor, Model, Node, Value, attr, constant, is_constant, nodes, rank_of, shape_of
 from graphopt.ir.edit import operator_key
 from graphopt.ir.query import place
 from graphopt.pruning.rewire_rules import Change, Cut, Mask, SetAttribute, changes, constants
@@ -61,6 +61,7 @@ def mask(model: Model, edit: Editor, channels: Channels, removed: Removed) -> No
     LayerNormalization and RMSNormalization over an axis with removed units become sums over those that stay.
     """
     cut = _cut(model, channels, removed)
+    _note_types(model, edit)
     normalizations = {node: kept for node in nodes(model) if (kept := _kept_statistics(node, cut))}
     computed = []
     for value, axes in cut.values().items():
@@ -136,7 +137,7 @@ def _joint(axes: Mapping[int, Mask], rank: int) -> NDArray[np.bool_]:
 
 def _zero_behind(edit: Editor, value: Value, axes: Mapping[int, Mask]) -> None:
     """Let all readers of a computed value see zeros at the removed positions, whatever stands there (NaN included)."""
-    producer, rank, dtype = value.producer(), rank_of(value), _dtype_of(value)
+    producer, rank, dtype = value.producer(), rank_of(value), value.dtype
     if producer is None or rank is None or dtype is None:
         raise PassError(f"{value.name!r} has removed channels and its type is not known")
     stays = edit.constant(_joint(axes, rank), f"{value.name}/stays")
@@ -145,12 +146,14 @@ def _zero_behind(edit: Editor, value: Value, axes: Mapping[int, Mask]) -> None:
     edit.replace_uses(value, masked.outputs[0])
 
 
-def _dtype_of(value: Value | None) -> DataType | None:
-    """Return the type of a value; that of what it is computed from where inference gives up (GroupNormalization)."""
-    while value is not None and value.dtype is None:
-        producer = value.producer()
-        value = None if producer is None or not producer.inputs else producer.inputs[0]
-    return None if value is None else value.dtype
+def _note_types(model: Model, edit: Editor) -> None:
+    """Note the type of a first floating-point input on outputs that inference knows no type of (GroupNormalization)."""
+    for node in nodes(model):
+        types = [value.dtype for value in node.inputs if value is not None and value.dtype is not None]
+        float_type = next((dtype for dtype in types if dtype.is_floating_point()), None)
+        for value in node.outputs:
+            if value.dtype is None and float_type is not None:
+                edit.annotate(value, float_type, shape_of(value))
 
 
 def _kept_statistics(node: Node, cut: Cut) -> dict[int, Mask]:

@@ -108,7 +108,7 @@ def sizes(model: Model) -> dict[str, Any]:
 
 
 def enliven(model: Model, seed: int = 0) -> None:
-    """Give weights that are all alike (a head of zeros, scales of 1e-6) random values, so that all of a model matters."""
+    """Give weights that are all alike (a head of zeros, scales of 1e-6) random values, so that all layers matter."""
     rng = np.random.default_rng(seed)
     edit = Editor(model)
     for graph in graphs(model):
