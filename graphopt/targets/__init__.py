@@ -24,9 +24,10 @@ class Quantization:
     ``kernels`` maps an operator to the inputs that must be quantized for its integer kernel, ``moves`` names the
     operators that work on integers of any scale as long as input and output share it; around ``on_integers``, which are
     some of them, the runtime leaves Q/DQ pairs, so that they have to be written on integers. ``absorbed`` maps an
-    operator to those whose work its integer kernel does too, so that no Q/DQ pair may stand in between. ``needs_output``
-    names the operators whose integer kernel writes integers only. ``pair_limit`` is the largest sum of two neighbouring weights
-    along the reduction axis that the 8-bit kernel can multiply with 255 without saturating, 0 where it never does.
+    operator to those whose work its integer kernel does too, so that no Q/DQ pair may stand in between.
+    ``needs_output`` names the operators whose integer kernel writes integers only. ``pair_limit`` is the largest sum of
+    two neighbouring weights along the reduction axis that the 8-bit kernel can multiply with 255 without saturating, 0
+    where it never does.
     """
 
     activations: str

@@ -299,3 +299,39 @@ def test_nodes_without_names_can_be_timed() -> None:
     result = optimize(model, pipeline="insert-qdq", data="random", target=find(host_target()))
     assert "placement" in result.report()["notes"]["insert-qdq"]
     assert ("QuantizeLinear" in operators(model)) != ("QDQ005" in codes(result))
+
+
+PADDED = """(float[1,4,8,8] x) => (float[1,16,8,8] y) {{
+  a = {conv} (x, K)
+  c = Relu(a)
+  p = Pad {mode} (c, wider{fill})
+  e = Conv(p, M)
+  y = Add(e, p)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "fill", "filled"), [("", "", True), ("", ", zero", True), ("<mode = 'edge'>", "", False)]
+)
+def test_a_pad_between_integers_is_written_on_them_and_fills_in_the_zero_point(mode, fill, filled, monkeypatch):
+    monkeypatch.setitem(WEIGHTS, "wider", np.array([0, 4, 0, 0, 0, 4, 0, 0], np.int64))
+    monkeypatch.setitem(WEIGHTS, "M", normal(16, 16, 1, 1))
+    body = PADDED.format(conv=CONV, mode=mode.replace("'", '"'), fill=fill)
+    model, _ = quantized(body)
+
+    pad = the(model, "Pad")
+    assert pad.outputs[0].dtype is not None and pad.outputs[0].dtype.name == "UINT8"
+    assert (len(pad.inputs) == 3) is filled
+    x = RNG.standard_normal((1, 4, 8, 8)).astype(np.float32)
+    used = {name: array for name, array in WEIGHTS.items() if name in body.replace(",", " ").replace(")", " ").split()}
+    (exact,), (found,) = run(model_of(f"g {body}", weights=used), {"x": x}), run(model, {"x": x})
+    assert np.abs(exact - found).max() < 0.05 * np.abs(exact).max()
+
+
+def test_a_pad_with_another_number_than_zero_stays_in_float(monkeypatch):
+    monkeypatch.setitem(WEIGHTS, "wider", np.array([0, 4, 0, 0, 0, 4, 0, 0], np.int64))
+    monkeypatch.setitem(WEIGHTS, "M", normal(16, 16, 1, 1))
+    body = PADDED.format(conv=CONV, mode="", fill=", six")
+    model, _ = quantized(body)
+
+    assert the(model, "Pad").outputs[0].dtype.name == "FLOAT"
