@@ -32,7 +32,7 @@ Array = np.ndarray[Any, Any]
 QUANTIZE = ("QuantizeLinear", "com.microsoft::QuantizeLinear")
 DEQUANTIZE = ("DequantizeLinear", "com.microsoft::DequantizeLinear")
 MOVERS = {"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth"}
-MOVERS |= {"Squeeze", "Tile", "Transpose", "Unsqueeze"}
+MOVERS |= {"Pad", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 LINEAR = ("Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "Sub", "Sum")
 """Operators whose result may be negative: a range from zero on behind them stands for a Relu."""
 LOWEST = {DataType.UINT8: 0, DataType.INT8: -128, DataType.UINT16: 0, DataType.INT16: -32768}
@@ -160,14 +160,27 @@ def _move_up(node: Node, ctx: PassContext) -> Node | None:
         return None
     if constant_size(node.inputs[1]) != 1 or mover.graph is not node.graph:
         return None
-    if not ctx.may_rewrite(node, f"decode ahead of {mover.op_type}"):
+    moved = _moved(mover, node)
+    if moved is None or not ctx.may_rewrite(node, f"decode ahead of {mover.op_type}"):
         return None
     early = ctx.edit.insert_before(mover, "DequantizeLinear", [mover.inputs[0], *node.inputs[1:]], domain=node.domain)
     ctx.edit.annotate(early.outputs[0], node.outputs[0].dtype, None)
-    inputs = [early.outputs[0], *mover.inputs[1:]]
+    inputs = [early.outputs[0], *moved]
     late = ctx.edit.insert_after(mover, mover.op_type, inputs, dict(mover.attributes), like=node.outputs[0])
     ctx.edit.replace(node, late.outputs)
     return early
+
+
+def _moved(mover: Node, decode: Node) -> list[Value | None] | None:
+    """Return the other inputs that the mover has on floats; ``None`` for a Pad that fills in another number than zero."""
+    others = list(mover.inputs[1:])
+    if mover.op_type != "Pad" or attr(mover, "mode", "constant") != "constant":
+        return others
+    zero = decode.inputs[2] if len(decode.inputs) > 2 else None
+    fill = others[1] if len(others) > 1 else None
+    numbers = [0 if value is None else scalar(value) for value in (fill, zero)]
+    # Left out on floats, what is filled in is zero.
+    return [others[0], None, *others[2:]] if None not in numbers and numbers[0] == numbers[1] else None
 
 
 def _undo_table(node: Node, ctx: PassContext) -> bool:

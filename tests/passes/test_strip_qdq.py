@@ -154,3 +154,21 @@ def test_integers_that_the_caller_gives_stay() -> None:
     assert operators(after) == {"DequantizeLinear": 1, "MatMul": 1}
     assert codes(result) == {"STRIP001"}
     assert constant(next(value for name, value in after.graph.initializers.items() if name == "v")) is not None
+
+
+@pytest.mark.parametrize(("fill", "stripped"), [("z", True), ("", False)])
+def test_a_pad_of_integers_pads_floats_with_zero_again_if_that_is_what_it_filled_in(fill: str, stripped: bool) -> None:
+    text = """g (float[1,2,3,3] x) => (float[1,4,3,3] y) {
+      q = QuantizeLinear(x, s, z)
+      p = Pad(q, pads, FILL)
+      y = DequantizeLinear(p, s, z)
+    }""".replace(", FILL", f", {fill}" if fill else "")
+    weights = {"s": np.float32(0.05), "z": np.uint8(7), "pads": np.array([0, 1, 0, 0, 0, 1, 0, 0], np.int64)}
+    before = model_of(text, weights={name: np.asarray(array) for name, array in weights.items()}, opset=17)
+    after, result = optimized(before, "strip-qdq")
+
+    assert (QUANTIZERS.isdisjoint(operators(after))) is stripped
+    assert ("STRIP001" in codes(result)) is not stripped
+    x = RNG.uniform(0, 10, (1, 2, 3, 3)).astype(np.float32)
+    (coarse,), (exact,) = run(before, {"x": x}), run(after, {"x": x})
+    np.testing.assert_allclose(coarse, exact, atol=0.026)
