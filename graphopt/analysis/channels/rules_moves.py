@@ -87,9 +87,12 @@ def _gather(node: Node, ties: Ties) -> str | None:
     for each in range(rank):
         if each != axis:
             ties.tie(node, (data, each), (output, each if each < axis else each + inner - 1))
-    for each in range(inner):
-        ties.tie(node, (indices, each), (output, axis + each))
     size, picked = ties.size((data, axis)), ties.array(indices)
+    for each in range(inner):
+        # Indices that are known are stated anew, however many places state them alike.
+        if picked is None:
+            ties.tie(node, (indices, each), (output, axis + each))
+        ties.free((output, axis + each))
     if ties.is_computed(indices) and not ties.is_computed(data):
         for each in range(rank):
             if each != axis:
