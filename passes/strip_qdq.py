@@ -172,7 +172,7 @@ def _move_up(node: Node, ctx: PassContext) -> Node | None:
 
 
 def _moved(mover: Node, decode: Node) -> list[Value | None] | None:
-    """Return the other inputs that the mover has on floats; ``None`` for a Pad that fills in another number than zero."""
+    """Return the other inputs of the mover on floats; ``None`` for a Pad that fills in another number than zero."""
     others = list(mover.inputs[1:])
     if mover.op_type != "Pad" or attr(mover, "mode", "constant") != "constant":
         return others
