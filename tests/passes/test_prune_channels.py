@@ -45,7 +45,7 @@ def test_every_group_keeps_a_fraction():
 
     assert [shape(model, name) for name in ("w1", "b1", "w2", "w3")] == [(4, 3, 1, 1), (4,), (3, 4, 1, 1), (4, 3, 1, 1)]
     assert run(model, IMAGE)[0].shape == (1, 4, 5, 5)
-    assert len(result.run.rewrites) == 2
+    assert len(result.run.ctx.rewrites) == 2
 
 
 def test_what_matters_least_goes():
@@ -84,14 +84,12 @@ def test_one_channel_stays_at_least():
     assert [shape(model, name) for name in ("w1", "w2")] == [(1, 3, 1, 1), (1, 1, 1, 1)]
 
 
-@pytest.mark.parametrize("ignore", ["first", "fir*", "first, nothing_else*|", "Conv"])
-def test_layers_are_left_out_by_name_and_by_operator(ignore):
-    patterns = ignore.split(", ")[0]
-
-    model, _ = optimized(chain(), f'prune-channels{{channels=0.5,ignore="{patterns}"}}')
+@pytest.mark.parametrize(("ignore", "left"), [("first", 3), ("fir*", 3), ("first, second", 6), ("Conv", 6)])
+def test_layers_are_left_out_by_name_and_by_operator(ignore, left):
+    model, _ = optimized(chain(), f'prune-channels{{channels=0.5,ignore="{ignore}"}}')
 
     assert shape(model, "w1") == (8, 3, 1, 1)
-    assert shape(model, "w3") == ((4, 6, 1, 1) if patterns == "Conv" else (4, 3, 1, 1))
+    assert shape(model, "w3") == (4, left, 1, 1)
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():
@@ -207,6 +205,6 @@ def test_all_kept_is_no_change():
 
     result = optimize(after, pipeline="prune-channels{channels=1.0}")
 
-    assert not result.run.rewrites
+    assert not result.run.ctx.rewrites
     assert len(list(nodes(after))) == len(list(nodes(before)))
     check_equivalent(before, after, IMAGE)

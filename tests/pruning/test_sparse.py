@@ -139,7 +139,7 @@ def test_the_exact_update_of_optimal_brain_surgeon_ends_at_the_same_weights() ->
     damped = gram + 0.01 * np.diagonal(gram).mean() * np.eye(12)
     row, left, gone = w[0].copy(), np.arange(12), [3, 7, 0, 9]
     for index in gone:
-        inverse, at = np.linalg.inv(damped[np.ix_(left, left)]), list(left).index(index)
+        inverse, at = np.linalg.inv(damped[np.ix_(left, left)]), left.tolist().index(index)
         row[left] -= row[index] / inverse[at, at] * inverse[at]
         row[index], left = 0, left[left != index]
 
