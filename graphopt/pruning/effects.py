@@ -1,4 +1,4 @@
-"""What the network's outputs lose when units of a group go: measured, with the readers of the group making up for them."""
+"""What the network's outputs lose when units of a group go: measured, while the group's readers make up for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from graphopt.analysis.channels import Group, Use
 from graphopt.analysis.statistics import Gram, Request, Statistics
 from graphopt.ir import Editor, Model, Node
+from graphopt.pruning.matrices import bias_of, has_bias, layer_of, rows_of, write_rows
 from graphopt.pruning.relay import Outputs, Relay, Traces
 from graphopt.pruning.route import resting_places
 from graphopt.pruning.saliency import Elimination, Reader, compensated, eliminate
@@ -53,14 +54,15 @@ class Ranking:
 def readers_of(group: Group, statistics: Mapping[Request, Gram]) -> dict[Use, Reader]:
     """Return those readers of the group that have a Gram matrix in ``statistics``."""
     found = {}
-    for use in group.readers:
-        layer = LayerMatrix.of(use.node)
-        gram = statistics.get(layer.gram())
-        if gram is None:
+    for use in _measured(group):
+        matrix, layer = LayerMatrix.of(use.node), layer_of(use.node)
+        gram = statistics.get(matrix.gram())
+        if gram is None or layer is None:
             continue
-        weights = layer.rows(layer.array).astype(np.float64).reshape(layer.groups, -1, layer.width)
-        centred = gram.second - gram.mean[:, :, None] * gram.mean[:, None, :]
-        reader = Reader(weights, centred, _columns(use, layer, group.units))
+        weights = rows_of(layer).reshape(matrix.groups, -1, matrix.width)
+        mean = gram.mean if has_bias(layer) else 0.0 * gram.mean
+        centred = gram.second - mean[:, :, None] * mean[:, None, :]
+        reader = Reader(weights, centred, mean, _columns(use, matrix, group.units))
         found[use] = replace(reader, weight=1.0 / (reader.power or 1.0))
     return found
 
@@ -110,18 +112,19 @@ class Effects:
         """Run everything from here on from where ``names`` are all that is read."""
         self._relay.move(names)
 
-    def loss(self, weights: Mapping[Node, NDArray[Any]]) -> float:
-        """Return the error of the outputs, as a share of their variance, when layers have other ``weights``."""
+    def loss(self, changed: Mapping[Node, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:
+        """Return the error of the outputs, as a share of their variance, when layers have other weights and biases."""
         copy = self._model.clone()
         edit = Editor(copy)
         by_name = {node.name: node for node in copy.graph}
-        for node, array in weights.items():
-            twin = by_name[node.name]
-            edit.set_input(twin, 1, edit.constant(array, "pruned"))
+        for node, (weights, bias) in changed.items():
+            layer = layer_of(by_name[node.name])
+            assert layer is not None
+            write_rows(edit, layer, weights, bias)
         total, count = dict.fromkeys(self._outputs, 0.0), dict.fromkeys(self._outputs, 0)
         for found, exact in zip(self._relay.run([self._outputs], models=(copy,)), self._exact, strict=True):
             for name in self._outputs:
-                error = np.asarray(found[0][name], np.float64) - exact[name]
+                error = np.asarray(found[0][name], np.float64) - np.asarray(exact[name], np.float64)
                 total[name] += float((error**2).sum())
                 count[name] += error.size
         return float(np.mean([total[name] / count[name] / (self._power[name] or 1.0) for name in self._outputs]))
@@ -151,10 +154,11 @@ def rank(model: Model, groups: Sequence[Group], runner: Runs, *, samples: int) -
 
 
 def _measured(group: Group) -> list[Use]:
-    return [use for use in group.readers if use.node.op_type in _KINDS and LayerMatrix.of(use.node).width <= WIDEST]
+    return [use for use in group.readers if _is_narrow(use.node)]
 
 
-_KINDS = ("Conv", "Gemm", "MatMul")
+def _is_narrow(node: Node) -> bool:
+    return layer_of(node) is not None and LayerMatrix.of(node).width <= WIDEST
 
 
 def _first(group: Group, place: Mapping[Node, int]) -> int:
@@ -168,13 +172,17 @@ def _ranked(group: Group, readers: Mapping[Use, Reader], effects: Effects) -> Ra
     for count in cuts:
         gone = np.zeros(group.units, np.bool_)
         gone[elimination.order[:count]] = True
-        weights = {use.node: _shaped(use, compensated(reader, gone)) for use, reader in readers.items()}
-        ratios.append(effects.loss(weights) / (elimination.errors[count] or 1.0))
+        changed = {use.node: _changed(use.node, reader, gone) for use, reader in readers.items()}
+        ratios.append(effects.loss(changed) / (elimination.errors[count] or 1.0))
     counts = np.arange(len(elimination.errors))
     losses = np.maximum.accumulate(elimination.errors * np.interp(counts, cuts, ratios))
     return Ranking(group, elimination, Curve(group.index, counts, losses))
 
 
-def _shaped(use: Use, weights: NDArray[np.float64]) -> NDArray[np.float32]:
-    layer = LayerMatrix.of(use.node)
-    return np.asarray(layer.shaped(weights.reshape(-1, weights.shape[-1])), np.float32)
+def _changed(node: Node, reader: Reader, gone: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return weights and bias with which a layer does without the units that are ``gone``."""
+    weights = compensated(reader, gone)
+    layer = layer_of(node)
+    assert layer is not None
+    moved = ((reader.weights - weights) @ reader.mean[:, :, None]).reshape(-1)
+    return weights.reshape(-1, weights.shape[-1]), bias_of(layer) + moved

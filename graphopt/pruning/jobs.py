@@ -6,6 +6,7 @@ there: to what the original network had behind them, less what the pruned networ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -15,15 +16,18 @@ from numpy.typing import NDArray
 from graphopt.analysis.statistics import Unfold
 from graphopt.ir import Model, Node, Value, attr, constant
 from graphopt.ir import linear as layers
-from graphopt.ir.query import is_constant, rank_of, same_shape, shape_of, sole_use
+from graphopt.ir.query import is_constant, rank_of, same_shape, scalar, shape_of, sole_use, static_shape
+from graphopt.pruning.matrices import layer_of
 from graphopt.quantization.layers import unfold_of
 
 Array = NDArray[np.float64]
 
 _FAITHFUL = frozenset(
-    "Relu Clip LeakyRelu Sigmoid HardSigmoid HardSwish Tanh Gelu Elu Mish Softplus Erf BatchNormalization Identity "
-    "Dropout Add Sub Mul Div Pow Sqrt MaxPool AveragePool GlobalAveragePool GlobalMaxPool ReduceMean Pad Resize "
-    "Upsample Concat Split Slice Gather Transpose Reshape Flatten Squeeze Unsqueeze Cast PRelu Where Expand".split()
+    {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Elu", "Mish", "Softplus"}
+    | {"Erf", "PRelu", "BatchNormalization", "Identity", "Dropout", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Where"}
+    | {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "Pad", "Resize", "Upsample"}
+    | {"Concat", "Split", "Slice", "Gather", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"}
+    | {"Cast"}
 )
 """Operators that do with the channels kept what they did with all: nothing is lost here by removing some."""
 
@@ -37,6 +41,12 @@ class Job:
     scale: Array
     shift: Array
     others: tuple[Value, ...] = ()
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Between which numbers anybody who reads the result can tell it apart; None for all."""
+        found = {_clipping(use.node) for use in self.result.uses()}
+        return found.pop() if len(found) == 1 and not self.result.is_graph_output() else None
 
     @property
     def data(self) -> Value:
@@ -53,6 +63,17 @@ class Job:
         weight = constant(self.layer.weight)
         assert weight is not None
         return unfold_of(self.layer.node, weight.shape)
+
+
+def _clipping(node: Node) -> tuple[float, float] | None:
+    if node.op_type == "Relu" and not node.domain:
+        return 0.0, math.inf
+    if node.op_type != "Clip" or node.domain:
+        return None
+    limits = [scalar(value) for value in node.inputs[1:3]] + [None, None]
+    low, high = attr(node, "min", limits[0]), attr(node, "max", limits[1])
+    known = all(value is None or is_constant(value) for value in node.inputs[1:3])
+    return (-math.inf if low is None else float(low), math.inf if high is None else float(high)) if known else None
 
 
 def find_jobs(model: Model, shrunk: frozenset[str]) -> list[Job]:
@@ -88,18 +109,12 @@ def _is_depthwise(node: Node) -> bool:
 
 
 def _refittable(node: Node) -> layers.Linear | None:
-    layer = layers.linear_of(node)
-    if layer is None or node.op_type == "ConvTranspose" or layers.is_shared(layer.weight):
+    layer = layer_of(node)
+    if layer is None or layers.is_shared(layer.weight):
         return None
-    if node.op_type == "Gemm" and (attr(node, "alpha", 1.0) != 1.0 or attr(node, "transA", 0)):
-        return None
-    if node.op_type == "MatMul":
-        add = sole_use(node.outputs[0])
-        biased = layers.linear_behind(add.outputs[0]) if add is not None else None
-        layer = biased if biased is not None and biased.node is node else layer
     try:
         if node.op_type == "Conv":
-            unfold_of(node, tuple(int(size) for size in shape_of(layer.weight) or ()))
+            unfold_of(node, static_shape(layer.weight) or ())
     except ValueError:
         return None
     return layer

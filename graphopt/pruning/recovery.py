@@ -1,11 +1,12 @@
-"""Winning back what removed channels cost: each layer is refit in turn, on what reaches it in the pruned network, to what
-the original network had behind it.
+"""Winning back what removed channels cost.
+
+Each layer is refit in turn, on what reaches it in the pruned network, to what the original network had behind it.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.analysis.patches import placed, unfolded
-from graphopt.ir import Editor, Model, constant
-from graphopt.ir import linear as layers
+from graphopt.ir import Editor, Model
 from graphopt.pruning.jobs import Job, find_jobs
+from graphopt.pruning.matrices import bias_of, has_bias, rows_of, write_rows
 from graphopt.pruning.refit import Fit, Moments, fit
 from graphopt.pruning.relay import Outputs, Relay, Traces
 from graphopt.pruning.route import resting_places
@@ -27,6 +28,7 @@ Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
 _SAMPLES = 16
 """Samples that are run at a time."""
 
+_ROUNDS = 2
 _HELD = 4
 """One batch in so many is held out to choose the damping."""
 
@@ -76,72 +78,63 @@ def _names(model: Model) -> Iterator[str]:
 
 
 def _refit(job: Job, relay: Relay, kept: Kept) -> Fit:
-    weights, bias = rows_of(job.layer), bias_of(job.layer)
+    found = _fitted(job, relay, kept, None)
+    for _ in range(_ROUNDS if job.bounds is not None else 0):
+        after = _fitted(job, relay, kept, found)
+        found = Fit(after.weights, after.bias, after.damping, found.before, after.after)
+    return found
+
+
+def _fitted(job: Job, relay: Relay, kept: Kept, last: Fit | None) -> Fit:
+    """Fit the layer; where nobody can tell apart what it gave with ``last``, from what it is to give, it gave right."""
+    weights, bias = (rows_of(job.layer), bias_of(job.layer)) if last is None else (last.weights, last.bias)
     groups = job.unfold.groups if job.unfold is not None else 1
     sums = [Moments.zeros(groups, len(weights) // groups, weights.shape[1]) for _ in range(2)]
     result, data = str(job.result.name), str(job.data.name)
     wanted = [(result,), (data, *(str(other.name) for other in job.others))]
+    scale = np.where(np.abs(job.scale) < _least(job.scale), 1.0, job.scale)[:, None]
     for number, (target, given) in enumerate(relay.run(wanted)):
-        rows, aims = _positions(job, target[result], given, kept)
-        sums[number % _HELD == _HELD - 1].add(rows, aims)
-    return fit(sums[0], sums[1], weights, bias, centred=layers.can_hold(job.layer, bias))
+        rows, exact, added = _positions(job, target[result], given, kept)
+        aims = np.asarray(exact, np.float64)
+        added = added + job.shift[:, None]
+        if last is not None and job.bounds is not None:
+            now = (weights.reshape(groups, -1, weights.shape[1]) @ rows).reshape(aims.shape) + bias[:, None]
+            aims = _unseen(aims, scale * now + added, *job.bounds)
+        sums[number % _HELD == _HELD - 1].add(rows, (aims - added) / scale)
+    return fit(sums[0], sums[1], weights, bias, centred=has_bias(job.layer))
+
+
+def _unseen(aims: NDArray[Any], now: NDArray[Any], low: float, high: float) -> NDArray[Any]:
+    """Return ``aims``, beyond the bounds replaced by what is there ``now`` if that is beyond the same bound."""
+    below = np.where(aims <= low, np.minimum(now, low), aims)
+    return np.where(aims >= high, np.maximum(now, high), below)
 
 
 def _positions(
     job: Job, target: NDArray[Any], given: Outputs, kept: Kept
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return what the layer reads, [G, K, P], and what it is to give there, [O, P]."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return what the layer reads, [G, K, P], what is wanted behind it and what is added there, [O, P] each."""
     for axis, places in kept.get(str(job.result.name), {}).items():
         target = np.take(target, places, axis)
+    added = np.zeros_like(target)
     for other in job.others:
-        target = target - given[str(other.name)]
-    values = given[str(job.data.name)]
-    unfold = job.unfold
+        added = added + given[str(other.name)]
+    values, unfold = given[str(job.data.name)], job.unfold
     if unfold is not None:
-        rows, aims = unfolded(values, unfold), placed(target, unfold)
-    else:
-        rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]).T, np.float32)[None]
-        aims = np.ascontiguousarray(target.reshape(-1, target.shape[-1]).T, np.float32)
-    scale = np.where(np.abs(job.scale) < _least(job.scale), 1.0, job.scale)
-    return rows, np.asarray((aims - job.shift[:, None]) / scale[:, None], np.float32)
+        return unfolded(values, unfold), placed(target, unfold), placed(added, unfold)
+    return _rows(values)[None], _rows(target), _rows(added)
+
+
+def _rows(values: NDArray[Any]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(values.reshape(-1, values.shape[-1]).T, np.float32)
 
 
 def _least(scale: NDArray[np.float64]) -> float:
     return 1e-6 * float(np.abs(scale).max(initial=0.0))
 
 
-def rows_of(layer: layers.Linear) -> NDArray[np.float64]:
-    """Return the layer's weights as float64[O, K]."""
-    array = constant(layer.weight)
-    assert array is not None
-    wide = array.astype(np.float64)
-    turned = wide if layer.node.op_type == "Conv" or _is_transposed(layer) else wide.T
-    return turned.reshape(len(turned), -1)
-
-
-def _is_transposed(layer: layers.Linear) -> bool:
-    attribute = layer.node.attributes.get("transB")
-    return layer.node.op_type == "Gemm" and attribute is not None and bool(attribute.value)
-
-
-def bias_of(layer: layers.Linear) -> NDArray[np.float64]:
-    """Return the layer's bias as float64[O], zeros where it has none."""
-    array = constant(layer.bias) if layer.bias is not None else None
-    flat = np.zeros(1) if array is None else array.astype(np.float64).reshape(-1)
-    beta = layer.node.attributes.get("beta") if layer.node.op_type == "Gemm" else None
-    factor = 1.0 if beta is None else float(beta.value)
-    return np.broadcast_to(flat * factor, (layer.channels,)).copy()
-
-
 def _write(job: Job, found: Fit, edit: Editor) -> None:
-    old = constant(job.layer.weight)
-    assert old is not None
     dead = np.abs(job.scale) < _least(job.scale)
     weights, bias = found.weights.copy(), found.bias.copy()
     weights[dead], bias[dead] = rows_of(job.layer)[dead], bias_of(job.layer)[dead]
-    turned = job.layer.node.op_type == "Conv" or _is_transposed(job.layer)
-    shaped = weights.reshape(old.shape) if turned else weights.T.reshape(old.shape)
-    keeps_bias = layers.can_hold(job.layer, bias)
-    layers.write(
-        edit, job.layer, np.ascontiguousarray(shaped, old.dtype), bias.astype(old.dtype) if keeps_bias else None
-    )
+    write_rows(edit, job.layer, weights, bias)

@@ -33,8 +33,9 @@ class Moments:
     @classmethod
     def zeros(cls, groups: int, outputs: int, width: int) -> Moments:
         """Return sums over nothing."""
-        shapes = ((width, width), (outputs, width), (width,), (outputs,), (outputs,))
-        return cls(*(np.zeros((groups, *shape)) for shape in shapes), 0)
+        square, cross = np.zeros((groups, width, width)), np.zeros((groups, outputs, width))
+        vectors = [np.zeros((groups, size)) for size in (width, outputs, outputs)]
+        return cls(square, cross, *vectors, count=0)
 
     def add(self, rows: NDArray[np.float32], targets: NDArray[Any]) -> None:
         """Add positions: ``rows`` [G, K, P] and ``targets`` [O, P]."""
@@ -102,7 +103,7 @@ class Means:
         error = self.square - 2 * (weights * self.cross).sum(axis=2) + (weights * moved).sum(axis=2)
         if bias is not None and self.centred:
             error = error + (bias.reshape(error.shape) - self.bias(weights).reshape(error.shape)) ** 2
-        return np.maximum(error.reshape(-1), 0.0)
+        return np.asarray(np.maximum(error.reshape(-1), 0.0))
 
 
 @dataclass(frozen=True, eq=False)

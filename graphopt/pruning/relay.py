@@ -37,7 +37,9 @@ class Traces(Protocol):
 class Relay:
     """Runs ``models`` side by side; files go to ``folder``. At first they start from the data."""
 
-    def __init__(self, runner: Traces, models: Sequence[Model], folder: Path, samples: int, limit: int | None = None) -> None:
+    def __init__(
+        self, runner: Traces, models: Sequence[Model], folder: Path, samples: int, limit: int | None = None
+    ) -> None:
         self._runner = runner
         self._models = tuple(models)
         self._folder = folder

@@ -1,9 +1,9 @@
 """Optimal-brain-surgeon elimination: in what order a group's units go, and what that costs the layers that read them.
 
-For a reader of weights W and inputs of covariance A, removing the columns C and refitting the rest adds the squared error
-tr(W_C (A⁻¹_CC)⁻¹ W_Cᵀ) to its outputs. The rest becomes W - W_C (A⁻¹_CC)⁻¹ A⁻¹_C·, and A⁻¹ loses A⁻¹_·C (A⁻¹_CC)⁻¹ A⁻¹_C·.
-So units go one after the other (some at a time where there are many), each time the cheapest by the sum over readers, and
-nothing is ever solved anew.
+For a reader of weights W and inputs of covariance A, removing the columns C and refitting the rest adds the squared
+error tr(W_C (A⁻¹_CC)⁻¹ W_Cᵀ) to its outputs. The rest becomes W - W_C (A⁻¹_CC)⁻¹ A⁻¹_C·, and A⁻¹ loses
+A⁻¹_·C (A⁻¹_CC)⁻¹ A⁻¹_C·. So units go one after the other (some at a time where there are many), each time the cheapest
+by the sum over readers, and nothing is ever solved anew.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ _SHARE = 32
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """A layer that sums over the units: ``weights`` [G, O, K], covariance ``gram`` [G, K, K], ``columns`` [units, c].
+    """A layer that sums over the units: ``weights`` [G, O, K], covariance ``gram`` [G, K, K] and ``mean`` [G, K] of its
+    inputs (zeros where no bias can make up for a mean), ``columns`` [units, c].
 
     Column numbers are those of every one of the G groups. ``weight`` is what a unit of squared error counts.
     """
 
     weights: Array
     gram: Array
+    mean: Array
     columns: IntArray
     weight: float = 1.0
 
@@ -69,7 +71,7 @@ def eliminate(readers: Sequence[Reader], least: int = 1, damping: float = DAMPIN
 
 
 def compensated(reader: Reader, removed: NDArray[np.bool_], damping: float = DAMPING) -> Array:
-    """Return the reader's weights [G, O, K] with the columns of ``removed`` [units] zero and the rest making up for it."""
+    """Return the reader's weights [G, O, K], zero for the ``removed`` [units], the rest making up for them."""
     state = _State(reader, damping)
     state.remove(np.flatnonzero(removed))
     found = np.zeros_like(reader.weights)

@@ -1,8 +1,9 @@
 """How many units each group loses under one budget for the whole network.
 
 Each group has a curve: what the network's outputs lose when its cheapest units go. Losses of different groups are taken
-to add up. Starting from the whole network, the cut with the least loss for each unit of cost saved is made, of any length
-along a curve, costs being those of the network as cut so far; at the end, what the budget leaves room for is given back.
+to add up. Starting from the whole network, the cut with the least loss for each unit of cost saved is made, of any
+length along a curve, costs being those of the network as cut so far. At the end, what the budget leaves room for is
+given back, and cuts are exchanged while that helps.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Curve:
     losses: Array
 
 
-class OutOfReach(ValueError):
+class OutOfReachError(ValueError):
     """No allowed cut meets the budget; ``best`` is the least cost that can be had."""
 
     def __init__(self, best: float) -> None:
@@ -39,12 +40,12 @@ class OutOfReach(ValueError):
 def select(curves: Sequence[Curve], costs: CostModel, budget: float, groups: int) -> IntArray:
     """Return how many units each of ``groups`` groups loses so that the cost is at most ``budget``.
 
-    Raises OutOfReach.
+    Raises OutOfReachError.
     """
     search = _Search(curves, costs, groups)
     utmost = search.counts(np.array([len(curve.removed) - 1 for curve in curves], np.int64))
     if costs.total(utmost) > budget:
-        raise OutOfReach(costs.total(utmost))
+        raise OutOfReachError(costs.total(utmost))
     levels = np.zeros(len(curves), np.int64)
     while costs.total(search.counts(levels)) > budget:
         levels = search.cut(levels, budget)
