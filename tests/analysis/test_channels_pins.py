@@ -217,3 +217,28 @@ def test_pins_name_the_node():
     found = between("b = Softmax <axis=1> (a)")
 
     assert {pin.node.op_type for pin in found.channels.pins if pin.why == "Softmax works along it"} == {"Softmax"}
+
+
+def test_broadcasting_as_it_was_before_opset_7():
+    """The vector lies along axis 1 there, and would be taken for one along axis 3."""
+    found = find(
+        """g (float[1,3,6,6] x) => (float[n,c,h,w] y) {
+            a = Conv(x, v) b = Add <broadcast=1, axis=1> (a, k) y = Conv(b, w) }""",
+        {"v": (6, 3, 1, 1), "k": (6,), "w": (2, 6, 1, 1)},
+        opset=6,
+    )
+
+    assert found.units == []
+    assert "before opset 7" in found.why("b", 1)
+
+
+def test_integers_of_the_data_are_no_sizes():
+    """What is computed from an input and a shape together is data."""
+    found = find(
+        """g (float[4,3] x, int64[2] p) => (float[4,2] y, int64[4] z) {
+            a = MatMul(x, v) s = Shape(a) z = Concat <axis=0> (p, s) y = MatMul(a, w) }""",
+        {"v": (3, 6), "w": (6, 2)},
+    )
+
+    assert found.units == []
+    assert found.why("a", 1) == "the model computes with its size"

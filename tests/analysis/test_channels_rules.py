@@ -393,3 +393,14 @@ def test_samplers_keep_channels():
     )
 
     assert found.units == [6]
+
+
+def test_einsum_of_two_terms_alike_sums_over_what_both_have():
+    found = find(
+        'g (float[5,8] x) => (float[5] y) { a = MatMul(x, v) y = Einsum <equation="bi,bi->b"> (a, w) }',
+        {"v": (8, 6), "w": (5, 6)},
+    )
+
+    (group,) = found.channels.groups
+    assert [use.member.axis.value.name for use in group.readers] == ["w"]
+    assert [use.member.axis.value.name for use in group.writers] == ["v"]

@@ -61,9 +61,8 @@ def _computes_sizes(node: Node, ties: Ties) -> bool:
     """Shape, and integers that follow from it, known or not: data of the model is never among them."""
     if operator_key(node) in ("Shape", "Size"):
         return True
-    return bool(node.inputs) and all(
-        value.name == "" or is_constant(value) or ties.sizes.elements(value) is not None for value in node.outputs
-    )
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
+    return bool(node.inputs) and all(is_constant(value) or ties.sizes.elements(value) is not None for value in values)
 
 
 def _replaceable(node: Node, index: int, value: Value, ties: Ties) -> tuple[int, ...] | None:

@@ -32,6 +32,12 @@ def _elementwise(node: Node, ties: Ties) -> str | None:
     return None
 
 
+def _broadcasting(node: Node, ties: Ties) -> str | None:
+    if ties.version < 7 and len({ties.rank(value) for value in node.inputs}) > 1:
+        return f"before opset 7 {node.op_type} broadcasts in a way that is not followed"
+    return _elementwise(node, ties)
+
+
 def _first_only(node: Node, ties: Ties) -> str | None:
     """The outputs are like the first input, and the others are numbers."""
     for output in node.outputs:
@@ -129,7 +135,7 @@ def _quantize(node: Node, ties: Ties) -> str | None:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(UNARY, _elementwise),
-    **dict.fromkeys(BROADCASTING, _elementwise),
+    **dict.fromkeys(BROADCASTING, _broadcasting),
     **dict.fromkeys(("Clip", "Dropout", "CastLike", "Bernoulli", "RandomNormalLike", "RandomUniformLike"), _first_only),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax),
     **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"), _reduce),

@@ -101,8 +101,9 @@ def _einsum(node: Node, ties: Ties) -> str | None:
         for place in found[1:]:
             ties.tie(node, found[0], place)
         ties.free(found[0])
-    for letters, value in zip(inputs, node.inputs, strict=True):
-        _einsum_roles(node, ties, (letters, value), [term for term in inputs if term != letters], output)
+    for index, (letters, value) in enumerate(zip(inputs, node.inputs, strict=True)):
+        others = inputs[:index] + inputs[index + 1 :]
+        _einsum_roles(node, ties, (letters, value), others, output)
     return None
 
 
