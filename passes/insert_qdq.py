@@ -50,6 +50,7 @@ from graphopt.quantization.plan import (
     value_ranges,
     value_requests,
 )
+from graphopt.quantization.products import merge_biases
 from graphopt.quantization.sensitivity import measure
 from graphopt.quantization.trial import Plan
 from graphopt.targets import Quantization
@@ -151,9 +152,14 @@ class InsertQdq(Pass):
             ctx.notes.setdefault(self.name, {})["sensitivity"] = costs.to_json()
         before = weight_bytes(ctx.edit.model)
         pairs = Inserter(ctx.edit, facts, plan.placement, plan.grids, ctx.may_rewrite).run(list(plan.layers))
+        merged = merge_biases(ctx.edit, facts.product, ctx.may_rewrite) if self._may_merge(ctx, facts) else 0
         sizes = {"before": before, "after": weight_bytes(ctx.edit.model)}
         ctx.notes.setdefault(self.name, {}).update(_notes(ranges, plan.layers), weight_bytes=sizes)
-        return Changes(pairs=pairs, layers=len(plan.layers))
+        return Changes(pairs=pairs, layers=len(plan.layers), merged=merged)
+
+    def _may_merge(self, ctx: PassContext, facts: Quantization) -> bool:
+        """Tell whether a target was named that has the operator; without one the model stays plain ONNX."""
+        return ctx.target is not None and facts.product.partition("::")[0] in ctx.target.domains
 
     def _faster(
         self, ctx: PassContext, facts: Quantization, full: Placement, grids: dict[Value, Grid], choices: Choices

@@ -24,13 +24,14 @@ import numpy as np
 
 from graphopt.ir import DataType, Model, Node, Value, attr, constant, opset
 from graphopt.ir.match import Match, Op, Wild, match, op
-from graphopt.ir.query import constant_size, is_constant, scalar
+from graphopt.ir.query import constant_size, is_constant, scalar, shape_of
 from graphopt.pipeline import Changes, Pass, PassContext
 from graphopt.quantization.guard import quantized_node
 
 Array = np.ndarray[Any, Any]
 QUANTIZE = ("QuantizeLinear", "com.microsoft::QuantizeLinear")
 DEQUANTIZE = ("DequantizeLinear", "com.microsoft::DequantizeLinear")
+PRODUCT = "com.microsoft::MatMulIntegerToFloat"
 MOVERS = {"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth"}
 MOVERS |= {"Pad", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 LINEAR = ("Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "Sub", "Sum")
@@ -64,6 +65,8 @@ class StripQdq(Pass):
             changes["dynamic layers undone"] += _undo_dynamic(node, ctx)
         for node in ctx.nodes(*DEQUANTIZE):
             changes["tables decoded"] += _undo_table(node, ctx)
+        for node in ctx.nodes(PRODUCT):
+            changes["products undone"] += _undo_product(node, ctx)
         pending = ctx.nodes(*DEQUANTIZE)
         while pending:
             node = pending.pop()
@@ -198,6 +201,24 @@ def _undo_table(node: Node, ctx: PassContext) -> bool:
     name = (rows.inputs[0].name if rows.inputs[0] is not None else None) or "table"
     floats = ctx.edit.constant(_decoded(node, table, factors, None), f"{name}_float")
     made = ctx.edit.insert_before(rows, "Gather", [floats, rows.inputs[1]], like=node.outputs[0])
+    ctx.edit.replace(node, made.outputs)
+    return True
+
+
+def _undo_product(node: Node, ctx: PassContext) -> bool:
+    """Write a product of integers as that of what two DequantizeLinear give, and an Add of the bias."""
+    a, b, *facts = (node.inputs[index] if index < len(node.inputs) else None for index in range(7))
+    if not ctx.may_rewrite(node, "multiply floats"):
+        return False
+    decoded = []
+    for integers, scale, zero in ((a, facts[0], facts[2]), (b, facts[1], facts[3])):
+        inputs = [integers, scale] if zero is None else [integers, scale, zero]
+        made = ctx.edit.insert_before(node, "DequantizeLinear", inputs)
+        ctx.edit.annotate(made.outputs[0], node.outputs[0].dtype, shape_of(integers))
+        decoded.append(made.outputs[0])
+    made = ctx.edit.insert_before(node, "MatMul", decoded, like=node.outputs[0])
+    if facts[4] is not None:
+        made = ctx.edit.insert_before(node, "Add", [made.outputs[0], facts[4]], like=node.outputs[0])
     ctx.edit.replace(node, made.outputs)
     return True
 

@@ -40,7 +40,9 @@ def windows(values: NDArray[Any], unfold: Unfold) -> NDArray[Any]:
 def thinned(values: NDArray[Any], unfold: Unfold) -> NDArray[Any]:
     """Return every n-th position along the last axes, so that about ``unfold.most`` positions are left."""
     counts = values.shape[-len(unfold.kernel) :]
-    return values[(..., *(slice(step // 2, None, step) for step in _steps(counts, unfold.most)))]
+    steps = _steps(counts, unfold.most)
+    lead = (slice(None),) * (values.ndim - len(steps))
+    return values[(*lead, *(slice(step // 2, None, step) for step in steps))]
 
 
 def _steps(counts: Sequence[int], most: int) -> list[int]:

@@ -27,7 +27,8 @@ class Quantization:
     operator to those whose work its integer kernel does too, so that no Q/DQ pair may stand in between.
     ``needs_output`` names the operators whose integer kernel writes integers only. ``pair_limit`` is the largest sum of
     two neighbouring weights along the reduction axis that the 8-bit kernel can multiply with 255 without saturating, 0
-    where it never does.
+    where it never does. ``product`` is an operator, domain::name, for a product of integers with a bias in floats,
+    if the runtime does not merge the bias by itself.
     """
 
     activations: str
@@ -42,6 +43,7 @@ class Quantization:
     absorbed: Mapping[str, frozenset[str]]
     needs_output: frozenset[str]
     on_integers: frozenset[str] = frozenset()
+    product: str = ""
     wide_activations: str = ""
     pair_limit: int = 0
 

@@ -335,3 +335,17 @@ def test_a_pad_with_another_number_than_zero_stays_in_float(monkeypatch):
     model, _ = quantized(body)
 
     assert the(model, "Pad").outputs[0].dtype.name == "FLOAT"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_bias_behind_a_product_is_merged_for_a_named_target_that_has_the_operator(named: bool) -> None:
+    before = model_of("g (float[2,16] x) => (y) { m = MatMul(x, W) y = Add(b, m) }", weights=WEIGHTS, opset=17)
+    after = model_of("g (float[2,16] x) => (y) { m = MatMul(x, W) y = Add(b, m) }", weights=WEIGHTS, opset=17)
+    for model, target in ((before, None), (after, find("ort-cpu") if named else None)):
+        optimize(model, pipeline="insert-qdq{placement=all}", data="random", target=target)
+
+    assert operators(after)["MatMulIntegerToFloat"] == named
+    assert operators(after)["Add"] == (not named)
+    x = RNG.standard_normal((2, 16)).astype(np.float32)
+    (expected,), (found,) = run(before, {"x": x}), run(after, {"x": x})
+    np.testing.assert_allclose(expected, found, atol=1e-6)

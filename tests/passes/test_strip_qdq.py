@@ -9,6 +9,7 @@ import pytest
 
 from graphopt.driver import optimize
 from graphopt.ir import Model, constant
+from graphopt.targets import find
 from tests.helpers import check_equivalent, codes, model_of, operators, optimized, run
 
 RNG = np.random.default_rng(13)
@@ -172,3 +173,16 @@ def test_a_pad_of_integers_pads_floats_with_zero_again_if_that_is_what_it_filled
     x = RNG.uniform(0, 10, (1, 2, 3, 3)).astype(np.float32)
     (coarse,), (exact,) = run(before, {"x": x}), run(after, {"x": x})
     np.testing.assert_allclose(coarse, exact, atol=0.026)
+
+
+def test_a_product_of_integers_with_its_bias_becomes_a_product_of_floats() -> None:
+    model = model_of("g (float[n, 64] x) => (y) { m = MatMul(x, W) y = Add(m, b) }", weights=WEIGHTS, opset=17)
+    optimize(model, pipeline="insert-qdq{placement=all}", data="random", target=find("ort-cpu"))
+    assert operators(model)["MatMulIntegerToFloat"] == 1
+
+    stripped, result = optimized(model, "strip-qdq")
+
+    assert operators(stripped) == {"MatMul": 1, "Add": 1} and not codes(result)
+    x = RNG.standard_normal((5, 64)).astype(np.float32)
+    (coarse,), (exact,) = run(model, {"x": x}), run(stripped, {"x": x})
+    assert relative(exact, coarse) < 0.02
