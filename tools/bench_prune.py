@@ -101,7 +101,8 @@ def _run(record: Record, before: bytes, after: bytes) -> None:
     sessions = Session(before), Session(after)
     record.loads = True
     rng = np.random.default_rng(0)
-    feeds = {info.name: rng.standard_normal(info.shape).astype(info.dtype) for info in sessions[0].inputs}
+    shapes = {info: [dim for dim in info.shape or () if isinstance(dim, int)] for info in sessions[0].inputs}
+    feeds = {info.name: rng.standard_normal(shape).astype(info.dtype) for info, shape in shapes.items()}
     wanted, found = (session.run(feeds) for session in sessions)
     record.runs = True
     record.shape_kept = {k: v.shape for k, v in wanted.items()} == {k: v.shape for k, v in found.items()}
@@ -114,7 +115,7 @@ def _gmacs(cost: Cost) -> float:
 def table(records: list[Record]) -> str:
     """Return a Markdown table, one line a model."""
     lines = [
-        "| model | GMACs before | after | M parameters before | after | bar | met | loads | runs | shape kept | seconds |",
+        "| model | GMACs before | after | M param. before | after | bar | met | loads | runs | shape kept | seconds |",
         "|---|--:|--:|--:|--:|--:|---|---|---|---|--:|",
     ]
     for r in records:
@@ -150,9 +151,10 @@ def prune_structure(names: tuple[str, ...], pipeline: str, json_file: Path | Non
         click.ClickException: ../shared/arch is not there.
     """
     materialize = _materialize()
-    records = []
-    for name in tqdm(names or tuple(BARS), unit="model", disable=None):
-        records.append(measure(name, materialize(SHARED / f"{name}.onnx").SerializeToString(), pipeline))
+    records = [
+        measure(name, materialize(SHARED / f"{name}.onnx").SerializeToString(), pipeline)
+        for name in tqdm(names or tuple(BARS), unit="model", disable=None)
+    ]
     click.echo(table(records))
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(record) for record in records], indent=2) + "\n")

@@ -11,6 +11,7 @@ an embedding, those that read them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,18 +37,19 @@ def scores(group: Group, criterion: str) -> Scores:
 
 def l1(group: Group) -> Scores:
     """Sum of the absolute weights of a unit."""
-    return _added([_by_unit(np.abs(filters).sum(axis=1), m, group) for m, filters in _filters(group)], group)
+    found = [_by_unit(np.abs(rows).sum(axis=1, dtype=np.float64), m, group) for m, rows in _filters(group)]
+    return _added(found, group)
 
 
 def l2(group: Group) -> Scores:
     """Euclidean norm of the weights of a unit."""
-    found = [np.sqrt(_by_unit((filters**2).sum(axis=1), m, group)) for m, filters in _filters(group)]
+    found = [np.sqrt(_by_unit(_squares(rows), m, group)) for m, rows in _filters(group)]
     return _added(found, group)
 
 
 def geometric_median(group: Group) -> Scores:
     """Sum of the distances from a unit's filter to all others of the layer: what is close to the rest can be spared."""
-    return _added([_by_unit(_distances(filters), member, group) for member, filters in _filters(group)], group)
+    return _added([_by_unit(_distances(rows), member, group) for member, rows in _filters(group)], group)
 
 
 def normalization_scale(group: Group) -> Scores:
@@ -82,25 +84,32 @@ def _by_unit(numbers: Scores, member: Member, group: Group) -> Scores:
     return sums
 
 
-def _filters(group: Group) -> list[tuple[Member, NDArray[np.float64]]]:
-    """Return, for each layer that counts, the weights at each position of the group: float64[positions, rest]."""
+def _filters(group: Group) -> list[tuple[Member, NDArray[Any]]]:
+    """Return, for each layer that counts, the weights at each position of the group: [positions, rest], as stored."""
     found = []
     for use in group.writers or group.readers:
         weight = constant(use.member.axis.value)
         if weight is not None:
-            rows = np.take(np.moveaxis(weight, use.member.axis.axis, 0), use.member.positions, axis=0)
-            found.append((use.member, rows.reshape(len(rows), -1).astype(np.float64)))
+            rows = np.moveaxis(weight, use.member.axis.axis, 0)
+            rows = rows if len(rows) == len(use.member.positions) else rows[use.member.positions]
+            found.append((use.member, rows.reshape(len(rows), -1)))
     return found
 
 
-def _distances(filters: NDArray[np.float64]) -> Scores:
+def _squares(rows: NDArray[Any]) -> Scores:
+    """Return the sum of squares of each row, added up in float64 without a copy."""
+    sums: Scores = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    return sums
+
+
+def _distances(rows: NDArray[Any]) -> Scores:
     """Return the sum of Euclidean distances from each row to all rows, in blocks of rows."""
-    norms = (filters**2).sum(axis=1)
-    rows = max(1, _MOST_PAIRS // len(filters))
+    norms, filters = _squares(rows), rows.astype(np.float64)
+    size = max(1, _MOST_PAIRS // len(filters))
     sums = []
-    for first in range(0, len(filters), rows):
-        block = filters[first : first + rows]
-        squares = norms[first : first + rows, None] + norms[None, :] - 2 * block @ filters.T
+    for first in range(0, len(filters), size):
+        block = filters[first : first + size]
+        squares = norms[first : first + size, None] + norms[None, :] - 2 * block @ filters.T
         sums.append(np.sqrt(np.maximum(squares, 0.0)).sum(axis=1))
     return np.concatenate(sums)
 

@@ -76,10 +76,10 @@ def test_without_a_normalization_its_criterion_is_l1():
 
 def test_positions_of_a_unit_add_up():
     """Two groups of a convolution lose the same position each: a unit has two filters."""
-    body = "agraph (float[1, 2, 4, 4] x) => (float[1, 2, 4, 4] y) { h = Conv(x, w1) y = Conv<group = 2>(h, w2) }"
+    body = "agraph (float[1, 2, 4, 4] x) => (float[1, 4, 4, 4] y) { h = Conv(x, w1) y = Conv<group = 2>(h, w2) }"
     filters = np.array([1.0, 2.0, 3.0, 4.0]).reshape(4, 1, 1, 1) * np.ones((4, 2, 1, 1))
 
-    found = scores(only_group(body, w1=filters, w2=np.ones((2, 2, 1, 1))), "l1")
+    found = scores(only_group(body, w1=filters, w2=np.ones((4, 2, 1, 1))), "l1")
 
     np.testing.assert_allclose(found, [(1 + 3) / 5, (2 + 4) / 5])
 
