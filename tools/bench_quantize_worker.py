@@ -90,7 +90,8 @@ def prepare_graphopt() -> Job:
 
     def job(source: Path, calibration: Path, samples: Samples, target: Path) -> None:
         del samples
-        arguments = ["optimize", str(source), "-o", str(target), "--preset", "int8", "--data", str(calibration)]
+        arguments = ["optimize", str(source), "-o", str(target), "--preset", "int8", "--target", "ort-cpu"]
+        arguments += ["--data", str(calibration)]
         # Statistics kept from an earlier run would make this one look fast.
         with tempfile.TemporaryDirectory() as cache:
             os.environ["XDG_CACHE_HOME"] = cache
