@@ -116,3 +116,17 @@ def enliven(model: Model, seed: int = 0) -> None:
             array = constant(value)
             if array is not None and array.dtype == np.float32 and array.size > 1 and np.ptp(array) == 0:
                 edit.set_weight(value, rng.uniform(0.5, 1.5, array.shape).astype(np.float32))
+
+
+def share_biases(model: Model) -> int:
+    """Let all layers with a bias of one size read the same one; returns how many read another's."""
+    edit = Editor(model)
+    first: dict[int, Value] = {}
+    shared = 0
+    for node in edit.nodes("Conv", "Gemm", "Add"):
+        for index, bias in enumerate(node.inputs):
+            if bias is not None and is_constant(bias) and len(static_shape(bias) or ()) == 1:
+                own = first.setdefault((static_shape(bias) or (0,))[0], bias)
+                edit.set_input(node, index, own)
+                shared += own is not bias
+    return shared

@@ -21,7 +21,7 @@ from graphopt.ir import Editor, Model, verify
 from graphopt.ir.query import static_shape
 from graphopt.pruning.rewire import mask, remove
 from tests.helpers import run, shared
-from tests.pruning.pruned import enliven, halves, with_dead_weights
+from tests.pruning.pruned import enliven, halves, share_biases, with_dead_weights
 
 GMACS = {
     "resnet18": 0.49,
@@ -79,10 +79,13 @@ def test_half_of_every_group_leaves_no_more_than_the_bar(name):
         assert round(cost.parameters / 1e6, 1) <= PARAMETERS[name]
 
 
-def outputs(name: str, kind: type[Channels], how: Any, seed: int, *, normalized: bool) -> list[np.ndarray]:
+def outputs(
+    name: str, kind: type[Channels], how: Any, seed: int, *, normalized: bool, shared_biases: bool = False
+) -> list[np.ndarray]:
     """Return the outputs with a random half of the groups cut in one way; without ``normalized`` some stay whole."""
     model = load(name)
     enliven(model)
+    assert not shared_biases or share_biases(model) > 3
     edit = Editor(model)
     channels = AnalysisManager(edit).get(kind)
     chosen = halves(channels, seed)
@@ -112,6 +115,13 @@ def test_a_random_half_goes_without_a_trace_when_its_weights_are_zero(name):
     removed = outputs(name, Channels, remove, 1, normalized=False)
 
     check_close(removed, outputs(name, Channels, dead, 1, normalized=False))
+
+
+@pytest.mark.parametrize("name", architectures([*GMACS, *PARAMETERS]))
+def test_a_random_half_goes_without_a_trace_where_layers_share_their_biases(name):
+    removed = outputs(name, Channels, remove, 3, normalized=False, shared_biases=True)
+
+    check_close(removed, outputs(name, Channels, dead, 3, normalized=False, shared_biases=True))
 
 
 @pytest.mark.slow

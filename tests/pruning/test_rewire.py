@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from graphopt.analysis import AnalysisManager
 from graphopt.analysis.channels import Channels
 from graphopt.errors import PassError
 from graphopt.ir import Editor, Model, attr, nodes
@@ -349,3 +350,17 @@ def test_nothing_is_written_when_a_node_cannot_state_the_new_sizes():
     assert {name: shape for name, shape in sizes(model).items() if before.get(name)} == {
         name: shape for name, shape in before.items() if shape
     }
+
+
+def test_input_channels_of_unknown_number_are_no_matter_without_groups():
+    body = """g (float[1,3,4,4] x, int64[8] pads) => (float[n,c,h,w] y) {
+        p = Pad(x, pads) a = Conv(p, v) y = Conv(a, w) }"""
+    weights = {"v": np.ones((6, 3, 1, 1), np.float32), "w": np.ones((2, 6, 1, 1), np.float32)}
+    model = model_of(body, opset=17, weights=weights)
+    edit = Editor(model)
+    channels = AnalysisManager(edit).get(Channels)
+
+    remove(model, edit, channels, {0: np.array([True, False, False, True, False, False])})
+
+    feeds = {"x": np.ones((1, 3, 4, 4), np.float32), "pads": np.zeros(8, np.int64)}
+    np.testing.assert_array_equal(run(model, feeds)[0], np.full((1, 2, 4, 4), 12, np.float32))
