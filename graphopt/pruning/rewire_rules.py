@@ -153,20 +153,20 @@ def _stated(node: Node, index: int, name: str, numbers: Sequence[int]) -> Change
 
 def _convolution(node: Node, cut: Cut) -> Iterable[Change]:
     """Conv: weight [C_out, C_in / group, ...]."""
-    return _groups(node, cut, cut.size(node.inputs[0], 1))
+    return _groups(node, cut, node.inputs[0])
 
 
 def _transposed(node: Node, cut: Cut) -> Iterable[Change]:
     """ConvTranspose: weight [C_in, C_out / group, ...]."""
-    return _groups(node, cut, cut.size(node.outputs[0], 1))
+    return _groups(node, cut, node.outputs[0])
 
 
-def _groups(node: Node, cut: Cut, channels: int) -> Iterable[Change]:
-    """State the groups: ``channels`` of the data over those of one group, the weight's second axis."""
+def _groups(node: Node, cut: Cut, data: Value | None) -> Iterable[Change]:
+    """State the groups: the channels of ``data`` over those of one group, the weight's second axis."""
     old = int(attr(node, "group", 1))
     if old == 1:
         return
-    new, rest = divmod(channels, cut.size(node.inputs[1], 1))
+    new, rest = divmod(cut.size(data, 1), cut.size(node.inputs[1], 1))
     if rest:
         raise PassError("its groups would differ in size", where=place(node))
     if new != old:
