@@ -12,6 +12,9 @@ After::
 
 What has to go together is one group: through a residual sum all that is added, through a Flatten a channel's pixels,
 through attention a whole head. ``graphopt show MODEL --channels`` prints the groups and why other axes are pinned.
+
+A second run takes its fraction of what the first one left. Run it before passes that fuse operators of other domains
+(recognize-attention): what they compute from channels is not known, and their channels stay.
 """
 
 from __future__ import annotations
