@@ -59,6 +59,11 @@ class ModelRunner:
         """Whether there is calibration data."""
         return self._dataset is not None
 
+    @property
+    def samples(self) -> int | None:
+        """How many samples of calibration data there are, None when that is not known beforehand."""
+        return None if self._dataset is None else self._dataset.samples
+
     def collect(self, model: Model, requests: Sequence[Request]) -> Statistics:
         """Run ``model`` once over all the data and return the statistics asked for.
 
@@ -111,15 +116,14 @@ class ModelRunner:
         """Run several models side by side and yield, for each batch, what each tap wants, by name.
 
         Each item of ``feeds`` holds the inputs of each model, and what its tap is given; None runs all of them on the
-        calibration data, ``samples`` at a time and ``limit`` in all at most. The arrays must not be written to. Raises UsageError without
-        data and for a value that is no float tensor, ModelError and TargetError.
+        calibration data, ``samples`` at a time and ``limit`` in all at most. The arrays must not be written to. Raises
+        UsageError without data, ModelError and TargetError.
         """
         tapped = [Tapped(tap.model, tap.wanted, tap.given) for tap in taps]
-        sessions = [item.session() for item in tapped]
+        sessions = [item.session(floats=False) for item in tapped]
         for batch in self._parts(len(taps), samples, limit) if feeds is None else feeds:
             yield tuple(
-                _wanted(item, session, arrays)
-                for item, session, arrays in zip(tapped, sessions, batch, strict=True)
+                _wanted(item, session, arrays) for item, session, arrays in zip(tapped, sessions, batch, strict=True)
             )
 
     def _parts(self, count: int, samples: int | None, limit: int | None) -> Iterator[Sequence[Outputs]]:

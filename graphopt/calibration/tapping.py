@@ -89,17 +89,17 @@ class Tapped:
                 self._edit.remove_graph_input(value)
         self._edit.strip_notes()
 
-    def session(self) -> Session | None:
+    def session(self, *, floats: bool = True) -> Session | None:
         """Return a session that gives out the values, None where all are inputs.
 
-        Raises UsageError for one that is no float tensor, ModelError and TargetError.
+        Raises UsageError for one that is no float tensor unless ``floats`` is False, ModelError and TargetError.
         """
         if not self.inside:
             return None
         # Threads that wait by spinning would take the cores that the statistics are computed on.
         config = {"session.intra_op.allow_spinning": "0"}
         session = session_of(self.model, optimize=True, threads=core_count(), config=config)
-        for info in session.outputs:
+        for info in session.outputs if floats else ():
             check_float(info)
         return session
 

@@ -23,6 +23,11 @@ class Runner(Protocol):
         """Whether there is calibration data."""
         ...
 
+    @property
+    def samples(self) -> int | None:
+        """How many samples of calibration data there are, ``None`` when that is not known beforehand."""
+        ...
+
     def collect(self, model: Model, requests: Sequence[Request]) -> Statistics:
         """Run ``model`` once over all the data and return the statistics asked for. Raises GraphOptError."""
         ...

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.analysis.channels import Group
 from graphopt.analysis.cost import Cost
-from graphopt.ir import Model, Value, constant
+from graphopt.ir import Model, Value, constant, nodes
 from graphopt.pruning.costs import CostModel
 from graphopt.pruning.selection import Curve
 
@@ -79,3 +79,14 @@ def thinned(curve: Curve, allowed: NDArray[np.int64], most: int = 64) -> Curve:
     if len(reach) > most:
         reach = reach[np.unique(np.linspace(0, len(reach) - 1, most).round().astype(int))]
     return Curve(curve.group, curve.removed[reach], curve.losses[reach])
+
+
+def latency(model: Model, groups: Sequence[Group], seconds: Mapping[str, float]) -> CostModel:
+    """Return the seconds of the layers with constant weights, as measured for the whole network, by nodes' names."""
+    weights = {member.axis.value for group in groups for member in group.members}
+    shares: dict[Value, float] = {}
+    for node in nodes(model):
+        own = next((value for value in node.inputs[1:2] if value in weights), None)
+        if own is not None and node.name and node.name in seconds:
+            shares[own] = shares.get(own, 0.0) + seconds[node.name]
+    return CostModel.of(groups, shares, max(sum(seconds.values()) - sum(shares.values()), 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from graphopt.analysis.channels import Group, Use
 from graphopt.analysis.statistics import Gram, Request, Statistics
 from graphopt.ir import Editor, Model, Node
+from graphopt.ir.query import static_shape
 from graphopt.pruning.matrices import bias_of, has_bias, layer_of, rows_of, write_rows
 from graphopt.pruning.relay import Outputs, Relay, Traces
-from graphopt.pruning.route import resting_places
+from graphopt.pruning.route import Stop, resting_places
 from graphopt.pruning.saliency import Elimination, Reader, compensated, eliminate
 from graphopt.pruning.selection import Curve
 from graphopt.quantization.layers import LayerMatrix
@@ -54,7 +56,7 @@ class Ranking:
 def readers_of(group: Group, statistics: Mapping[Request, Gram]) -> dict[Use, Reader]:
     """Return those readers of the group that have a Gram matrix in ``statistics``."""
     found = {}
-    for use in _measured(group):
+    for use in readers_in(group):
         matrix, layer = LayerMatrix.of(use.node), layer_of(use.node)
         gram = statistics.get(matrix.gram())
         if gram is None or layer is None:
@@ -62,14 +64,15 @@ def readers_of(group: Group, statistics: Mapping[Request, Gram]) -> dict[Use, Re
         weights = rows_of(layer).reshape(matrix.groups, -1, matrix.width)
         mean = gram.mean if has_bias(layer) else 0.0 * gram.mean
         centred = gram.second - mean[:, :, None] * mean[:, None, :]
-        reader = Reader(weights, centred, mean, _columns(use, matrix, group.units))
+        reader = Reader(weights, centred, mean, columns_of(use, group.units))
         found[use] = replace(reader, weight=1.0 / (reader.power or 1.0))
     return found
 
 
-def _columns(use: Use, layer: LayerMatrix, units: int) -> NDArray[np.int64]:
+def columns_of(use: Use, units: int) -> NDArray[np.int64]:
     """Return which columns of the layer's matrix each unit owns, [units, c]."""
-    kernel = int(np.prod(layer.array.shape[2:])) if use.node.op_type == "Conv" else 1
+    shape = static_shape(use.member.axis.value) or ()
+    kernel = math.prod(shape[2:]) if use.node.op_type == "Conv" else 1
     order = np.argsort(use.member.units, kind="stable")
     places = use.member.positions[order].reshape(units, -1)
     return (places[:, :, None] * kernel + np.arange(kernel)).reshape(units, -1)
@@ -80,7 +83,7 @@ def waves(groups: Sequence[Group]) -> Iterator[list[Group]]:
     bundle: list[Group] = []
     size, seen = 0, set[Node]()
     for group in groups:
-        nodes = {use.node for use in group.readers} - seen
+        nodes = {use.node for use in readers_in(group)} - seen
         further = sum(LayerMatrix.of(node).width ** 2 * 8 * LayerMatrix.of(node).groups for node in nodes)
         if bundle and size + further > _WAVE:
             yield bundle
@@ -108,9 +111,9 @@ class Effects:
         for found in runs:
             yield tuple({name: np.array(array) for name, array in item.items()} for item in found)
 
-    def rest(self, names: Sequence[str]) -> None:
-        """Run everything from here on from where ``names`` are all that is read."""
-        self._relay.move(names)
+    def rest(self, stop: Stop) -> None:
+        """Run everything from here on from ``stop``."""
+        self._relay.move(stop)
 
     def loss(self, changed: Mapping[Node, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:
         """Return the error of the outputs, as a share of their variance, when layers have other weights and biases."""
@@ -137,23 +140,24 @@ def rank(model: Model, groups: Sequence[Group], runner: Runs, *, samples: int) -
     """
     found: dict[int, Ranking] = {}
     place = {node: index for index, node in enumerate(model.graph)}
-    in_order = sorted((group for group in groups if _measured(group)), key=lambda group: _first(group, place))
-    starts = [min((use.node for use in _measured(group)), key=place.__getitem__) for group in in_order]
-    names = frozenset(value.name or "" for node in model.graph for value in node.outputs)
-    stops = dict(zip((group.index for group in in_order), resting_places(model, starts, names), strict=True))
+    in_order = sorted((group for group in groups if readers_in(group)), key=lambda group: _first(group, place))
+    starts = [min((use.node for use in readers_in(group)), key=place.__getitem__) for group in in_order]
+    stops = dict(zip((group.index for group in in_order), resting_places((model,), starts), strict=True))
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         effects = Effects(model, runner, Path(folder), samples)
         for bundle in waves(in_order):
-            requests = dict.fromkeys(LayerMatrix.of(use.node).gram() for group in bundle for use in _measured(group))
+            requests = dict.fromkeys(LayerMatrix.of(use.node).gram() for group in bundle for use in readers_in(group))
             statistics = runner.collect(model, list(requests))
             for group in bundle:
-                if stops[group.index] is not None:
-                    effects.rest(stops[group.index] or ())
+                stop = stops[group.index]
+                if stop is not None:
+                    effects.rest(stop)
                 found[group.index] = _ranked(group, readers_of(group, statistics), effects)
     return [found[group.index] for group in groups if group.index in found]
 
 
-def _measured(group: Group) -> list[Use]:
+def readers_in(group: Group) -> list[Use]:
+    """Return the group's readers whose Gram matrix can be had."""
     return [use for use in group.readers if _is_narrow(use.node)]
 
 
@@ -162,7 +166,7 @@ def _is_narrow(node: Node) -> bool:
 
 
 def _first(group: Group, place: Mapping[Node, int]) -> int:
-    return min(place[use.node] for use in _measured(group))
+    return min(place[use.node] for use in readers_in(group))
 
 
 def _ranked(group: Group, readers: Mapping[Use, Reader], effects: Effects) -> Ranking:

@@ -6,8 +6,8 @@ Each layer is refit in turn, on what reaches it in the pruned network, to what t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,12 @@ Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
 _SAMPLES = 16
 """Samples that are run at a time."""
 
-_ROUNDS = 2
+_ROUNDS = 1
+"""How often a layer before a Relu or a Clip is fit again, now that it is known what these cut off."""
+
+_ROWS = 1 << 16
+"""Positions that a convolution is fit to, over all samples; neighbouring ones tell little more."""
+
 _HELD = 4
 """One batch in so many is held out to choose the damping."""
 
@@ -57,14 +62,16 @@ def recover(
     Nodes and values of both that correspond have the same names. Raises GraphOptError.
     """
     jobs = find_jobs(pruned, frozenset(kept))
-    stops = resting_places(pruned, [job.layer.node for job in jobs], frozenset(_names(original)))
+    most = max(16, _ROWS // (runner.samples or _ROWS // 64))
+    stops = resting_places((original, pruned), [job.layer.node for job in jobs])
     reports = []
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         relay = Relay(runner, (original, pruned), Path(folder), _SAMPLES)
         for index, job in enumerate(jobs):
-            if stops[index] is not None:
-                relay.move(stops[index] or ())
-            found = _refit(job, relay, kept)
+            stop = stops[index]
+            if stop is not None:
+                relay.move(stop)
+            found = _Refitting(job, relay, kept, most).run()
             _write(job, found, edit)
             reports.append(Refit(job.layer.node.name or "", found.damping, found.before, found.after))
             if progress is not None:
@@ -72,57 +79,66 @@ def recover(
     return reports
 
 
-def _names(model: Model) -> Iterator[str]:
-    yield from (value.name for value in model.graph.inputs if value.name)
-    yield from (value.name for node in model.graph for value in node.outputs if value.name)
+class _Refitting:
+    """Fits one layer, at no more than ``most`` positions of a sample."""
 
+    def __init__(self, job: Job, relay: Relay, kept: Kept, most: int) -> None:
+        self._job = job
+        self._relay = relay
+        self._kept = kept.get(str(job.result.name), {})
+        self._unfold = None if job.unfold is None else replace(job.unfold, most=most)
+        self._scale = np.where(np.abs(job.scale) < _least(job.scale), 1.0, job.scale)[:, None]
+        layer = job.layer
+        self._weights, self._bias, self._centred = rows_of(layer), bias_of(layer), has_bias(layer)
+        groups = self._unfold.groups if self._unfold is not None else 1
+        sizes = (groups, len(self._weights) // groups, self._weights.shape[1])
+        self._fitting, self._held = Moments.zeros(*sizes), Moments.zeros(*sizes)
 
-def _refit(job: Job, relay: Relay, kept: Kept) -> Fit:
-    found = _fitted(job, relay, kept, None)
-    for _ in range(_ROUNDS if job.bounds is not None else 0):
-        after = _fitted(job, relay, kept, found)
-        found = Fit(after.weights, after.bias, after.damping, found.before, after.after)
-    return found
+    def run(self) -> Fit:
+        """Return the fit; where nobody can tell apart what the layer gives from what it is to give, it is right."""
+        self._add(None)
+        found = fit(self._fitting, self._held, self._weights, self._bias, centred=self._centred)
+        for _ in range(_ROUNDS if self._job.bounds is not None else 0):
+            self._fitting.forget_targets()
+            self._held.forget_targets()
+            self._add(found)
+            after = fit(self._fitting, self._held, found.weights, found.bias, centred=self._centred)
+            found = Fit(after.weights, after.bias, after.damping, found.before, after.after)
+        return found
 
+    def _add(self, last: Fit | None) -> None:
+        job = self._job
+        result, data = str(job.result.name), str(job.data.name)
+        wanted = [(result,), (data, *(str(other.name) for other in job.others))]
+        for number, (target, given) in enumerate(self._relay.run(wanted)):
+            rows, aims, added = self._positions(target[result], given)
+            added += job.shift[:, None]
+            if last is not None and job.bounds is not None:
+                weights = last.weights.astype(np.float32).reshape(len(rows), -1, rows.shape[1])
+                now = (weights @ rows).reshape(aims.shape) + last.bias[:, None]
+                aims = _unseen(aims, self._scale * now + added, *job.bounds)
+            sums = self._held if number % _HELD == _HELD - 1 else self._fitting
+            sums.add(rows, (aims - added) / self._scale, again=last is not None)
 
-def _fitted(job: Job, relay: Relay, kept: Kept, last: Fit | None) -> Fit:
-    """Fit the layer; where nobody can tell apart what it gave with ``last``, from what it is to give, it gave right."""
-    weights, bias = (rows_of(job.layer), bias_of(job.layer)) if last is None else (last.weights, last.bias)
-    groups = job.unfold.groups if job.unfold is not None else 1
-    sums = [Moments.zeros(groups, len(weights) // groups, weights.shape[1]) for _ in range(2)]
-    result, data = str(job.result.name), str(job.data.name)
-    wanted = [(result,), (data, *(str(other.name) for other in job.others))]
-    scale = np.where(np.abs(job.scale) < _least(job.scale), 1.0, job.scale)[:, None]
-    for number, (target, given) in enumerate(relay.run(wanted)):
-        rows, exact, added = _positions(job, target[result], given, kept)
-        aims = np.asarray(exact, np.float64)
-        added = added + job.shift[:, None]
-        if last is not None and job.bounds is not None:
-            now = (weights.reshape(groups, -1, weights.shape[1]) @ rows).reshape(aims.shape) + bias[:, None]
-            aims = _unseen(aims, scale * now + added, *job.bounds)
-        sums[number % _HELD == _HELD - 1].add(rows, (aims - added) / scale)
-    return fit(sums[0], sums[1], weights, bias, centred=has_bias(job.layer))
+    def _positions(
+        self, target: NDArray[Any], given: Outputs
+    ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float64]]:
+        """Return what the layer reads, [G, K, P], what is wanted behind it and what is added there, [O, P] each."""
+        for axis, places in self._kept.items():
+            target = np.take(target, places, axis)
+        added = np.zeros_like(target)
+        for other in self._job.others:
+            added = added + given[str(other.name)]
+        values, unfold = given[str(self._job.data.name)], self._unfold
+        if unfold is not None:
+            return unfolded(values, unfold), placed(target, unfold), placed(added, unfold).astype(np.float64)
+        return _rows(values)[None], _rows(target), _rows(added).astype(np.float64)
 
 
 def _unseen(aims: NDArray[Any], now: NDArray[Any], low: float, high: float) -> NDArray[Any]:
     """Return ``aims``, beyond the bounds replaced by what is there ``now`` if that is beyond the same bound."""
     below = np.where(aims <= low, np.minimum(now, low), aims)
     return np.where(aims >= high, np.maximum(now, high), below)
-
-
-def _positions(
-    job: Job, target: NDArray[Any], given: Outputs, kept: Kept
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Return what the layer reads, [G, K, P], what is wanted behind it and what is added there, [O, P] each."""
-    for axis, places in kept.get(str(job.result.name), {}).items():
-        target = np.take(target, places, axis)
-    added = np.zeros_like(target)
-    for other in job.others:
-        added = added + given[str(other.name)]
-    values, unfold = given[str(job.data.name)], job.unfold
-    if unfold is not None:
-        return unfolded(values, unfold), placed(target, unfold), placed(added, unfold)
-    return _rows(values)[None], _rows(target), _rows(added)
 
 
 def _rows(values: NDArray[Any]) -> NDArray[np.float32]:

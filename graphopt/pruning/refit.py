@@ -34,19 +34,27 @@ class Moments:
     def zeros(cls, groups: int, outputs: int, width: int) -> Moments:
         """Return sums over nothing."""
         square, cross = np.zeros((groups, width, width)), np.zeros((groups, outputs, width))
-        vectors = [np.zeros((groups, size)) for size in (width, outputs, outputs)]
-        return cls(square, cross, *vectors, count=0)
+        first, wanted, power = (np.zeros((groups, size)) for size in (width, outputs, outputs))
+        return cls(square, cross, first, wanted, power, 0)
 
-    def add(self, rows: NDArray[np.float32], targets: NDArray[Any]) -> None:
-        """Add positions: ``rows`` [G, K, P] and ``targets`` [O, P]."""
+    def add(self, rows: NDArray[np.float32], targets: NDArray[Any], *, again: bool = False) -> None:
+        """Add positions: ``rows`` [G, K, P] and ``targets`` [O, P]; ``again``: other targets of rows added before."""
         groups, _, count = rows.shape
         wanted = np.asarray(targets, np.float32).reshape(groups, -1, count)
-        self.inputs += rows @ rows.swapaxes(1, 2)
+        if not again:
+            for total, block in zip(self.inputs, rows, strict=True):
+                # Of two matrices, a product with the own transpose takes half the work.
+                total += block @ block.T
+            self.input_sum += rows.sum(axis=2, dtype=np.float64)
+            self.count += count
         self.cross += wanted @ rows.swapaxes(1, 2)
-        self.input_sum += rows.sum(axis=2, dtype=np.float64)
         self.target_sum += wanted.sum(axis=2, dtype=np.float64)
-        self.target_square += np.einsum("gop,gop->go", wanted, wanted, dtype=np.float64)
-        self.count += count
+        self.target_square += np.square(wanted, dtype=np.float64).sum(axis=2)
+
+    def forget_targets(self) -> None:
+        """Take back what was added of targets."""
+        for array in (self.cross, self.target_sum, self.target_square):
+            array.fill(0.0)
 
     def __add__(self, other: Moments) -> Moments:
         """Return the sums over both."""

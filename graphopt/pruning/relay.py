@@ -22,6 +22,11 @@ Outputs = dict[str, NDArray[np.generic]]
 class Traces(Protocol):
     """What of a runner is needed here; see :class:`graphopt.pipeline.runner.Runner`."""
 
+    @property
+    def samples(self) -> int | None:
+        """How many samples of data there are, where that is known."""
+        ...
+
     def trace(
         self,
         taps: Sequence[Tap],
@@ -45,7 +50,7 @@ class Relay:
         self._folder = folder
         self._samples = samples
         self._limit = limit
-        self._stored: tuple[str, ...] = ()
+        self._stored: tuple[tuple[str, ...], ...] | None = None
         self._batches: list[list[list[Path]]] = []
         self._moves = 0
 
@@ -53,23 +58,24 @@ class Relay:
         self, wanted: Sequence[Sequence[str]], models: Sequence[Model] | None = None
     ) -> Iterator[tuple[Outputs, ...]]:
         """Yield for each batch the values that are ``wanted`` of each model, or of others in their places."""
+        given = self._stored or ((),) * len(self._models)
         taps = [
-            Tap(model, tuple(dict.fromkeys(names)), self._stored)
-            for model, names in zip(models or self._models, wanted, strict=True)
+            Tap(model, tuple(dict.fromkeys(names)), stored)
+            for model, names, stored in zip(models or self._models, wanted, given, strict=True)
         ]
-        if not self._stored:
+        if self._stored is None:
             return self._runner.trace(taps, samples=self._samples, limit=self._limit)
         return self._runner.trace(taps, self._read())
 
-    def move(self, names: Sequence[str]) -> None:
-        """Go on to where ``names`` are all that the rest of each model reads."""
+    def move(self, names: Sequence[tuple[str, ...]]) -> None:
+        """Go on to where ``names``, some of each model, are all that the rest of it reads."""
         self._moves += 1
         batches: list[list[list[Path]]] = []
-        for number, found in enumerate(self.run([names] * len(self._models))):
+        for number, found in enumerate(self.run(names)):
             batches.append([self._write(values, f"{self._moves}-{number}-{i}") for i, values in enumerate(found)])
         for path in (path for batch in self._batches for paths in batch for path in paths):
             path.unlink()
-        self._stored, self._batches = tuple(dict.fromkeys(names)), batches
+        self._stored, self._batches = tuple(names), batches
 
     def _write(self, values: Mapping[str, NDArray[Any]], stem: str) -> list[Path]:
         paths = []
@@ -80,4 +86,7 @@ class Relay:
 
     def _read(self) -> Iterator[list[Outputs]]:
         for batch in self._batches:
-            yield [{name: np.load(path) for name, path in zip(self._stored, paths, strict=True)} for paths in batch]
+            yield [
+                {name: np.load(path) for name, path in zip(names, paths, strict=True)}
+                for names, paths in zip(self._stored or (), batch, strict=True)
+            ]

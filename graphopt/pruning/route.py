@@ -6,48 +6,58 @@ import math
 from collections.abc import Sequence
 
 from graphopt.analysis.cost import Cost
-from graphopt.ir import DataType, Model, Node, Value, is_constant
+from graphopt.ir import Model, Node, Value, is_constant
 from graphopt.ir.query import shape_of
 
 _BYTE = 30.0
 """Multiply-accumulates that take the time of writing and reading a byte."""
 
 
-def resting_places(model: Model, targets: Sequence[Node], known: frozenset[str]) -> list[tuple[str, ...] | None]:
-    """Return, for each of ``targets``, nodes in the order of the graph, where to rest before it.
+_Cut = tuple[tuple[str, ...], float]
 
-    That is the names of all values that the node and those after it read of those before, or None to go on from the
-    last place. Only values named in ``known`` are rested on. The sum of what is run and stored is the least.
+Stop = tuple[tuple[str, ...], ...]
+"""For each model the names of the values to rest on."""
+
+
+def resting_places(models: Sequence[Model], targets: Sequence[Node]) -> list[Stop | None]:
+    """Return, for each of ``targets``, nodes of the last model in the order of its graph, where to rest before it.
+
+    That is, for each model, the names of all values that the node of that name and those after it read of those before;
+    or None to go on from the last place. The sum of what is run and stored is the least.
     """
-    nodes = list(model.graph)
+    nodes = list(models[-1].graph)
     place = {node: index for index, node in enumerate(nodes)}
     stops = [place[node] for node in targets]
-    run = _running_costs(model, nodes)
-    cuts = [_cut(model, nodes, stop, known) for stop in stops]
+    run = _running_costs(models[-1], nodes)
+    found = [_cuts(model, [node.name or "" for node in targets]) for model in models]
+    cuts = [_joint(of_all) for of_all in zip(*found, strict=True)]
     count = len(stops)
     # best[i]: the least cost of all targets from the i-th on, when a rest is made right before it.
     best, follows = [0.0] * (count + 1), [count] * (count + 1)
     for first in reversed(range(count)):
         best[first], spent = math.inf, 0.0
-        for last in range(first, count):
-            spent += run[min(stops[last] + 1, len(nodes))] - run[stops[first]]
-            following = last + 1
-            cut = cuts[following] if following < count else ((), 0.0)
-            if cut is None:
-                continue
-            reads = 2.0 if following < count else 0.0
-            total = spent + _BYTE * reads * cut[1] + best[following]
+        for following in range(first + 1, count + 1):
+            spent += run[stops[following - 1] + 1] - run[stops[first]]
+            total = spent
             if following < count:
-                total += run[stops[following]] - run[stops[first]]
+                cut = cuts[following]
+                if cut is None:
+                    continue
+                total += 2 * _BYTE * cut[1] + best[following] + run[stops[following]] - run[stops[first]]
             if total < best[first]:
                 best[first], follows[first] = total, following
     return _chosen(count, follows, cuts)
 
 
-def _chosen(
-    count: int, follows: Sequence[int], cuts: Sequence[tuple[tuple[str, ...], float] | None]
-) -> list[tuple[str, ...] | None]:
-    places: list[tuple[str, ...] | None] = [None] * count
+def _joint(cuts: Sequence[_Cut | None]) -> tuple[Stop, float] | None:
+    known = [cut for cut in cuts if cut is not None]
+    if len(known) < len(cuts):
+        return None
+    return tuple(cut[0] for cut in known), max(cut[1] for cut in known)
+
+
+def _chosen(count: int, follows: Sequence[int], cuts: Sequence[tuple[Stop, float] | None]) -> list[Stop | None]:
+    places: list[Stop | None] = [None] * count
     index = follows[0] if count else count
     while index < count:
         cut = cuts[index]
@@ -66,21 +76,25 @@ def _running_costs(model: Model, nodes: Sequence[Node]) -> list[float]:
     return sums
 
 
-def _cut(model: Model, nodes: Sequence[Node], stop: int, known: frozenset[str]) -> tuple[tuple[str, ...], float] | None:
-    """Return the values that are read from ``stop`` on and come from before it, and their bytes for one sample."""
-    before = {value for node in nodes[:stop] for value in node.outputs} | set(model.graph.inputs)
-    found: dict[Value, None] = {}
-    for node in nodes[stop:]:
+def _cuts(model: Model, names: Sequence[str]) -> list[_Cut | None]:
+    """Return, for the node of each name, the values that it and later ones read of those before, and their bytes."""
+    nodes = list(model.graph)
+    place = {node.name: index for index, node in enumerate(nodes)}
+    made = dict.fromkeys(model.graph.inputs, -1)
+    made |= {value: index for index, node in enumerate(nodes) for value in node.outputs}
+    last = {value: len(nodes) for value in model.graph.outputs}
+    for index, node in enumerate(nodes):
         for value in node.inputs:
-            if value is not None and value in before and not is_constant(value):
-                found[value] = None
-    for value in model.graph.outputs:
-        if value in before:
-            found[value] = None
-    computed = [value for value in found if not value.is_graph_input()]
-    if any(value.dtype != DataType.FLOAT or value.name not in known for value in computed):
-        return None
-    return tuple(value.name or "" for value in found), float(sum(_bytes(value) for value in found))
+            if value is not None:
+                last[value] = max(last.get(value, -1), index)
+    crossing = [value for value in made if value in last and not is_constant(value)]
+    found: list[_Cut | None] = []
+    for name in names:
+        at = place.get(name, -1)
+        values = [value for value in crossing if made[value] < at <= last[value]]
+        known = at >= 0 and all(value.dtype is not None and value.name for value in values)
+        found.append((tuple(str(v.name) for v in values), float(sum(map(_bytes, values)))) if known else None)
+    return found
 
 
 def _bytes(value: Value) -> int:

@@ -1,0 +1,105 @@
+"""Which units go: by a ranking of each group's units and one budget, for the network as a whole or group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.analysis.channels import Group
+from graphopt.pruning.budget import levels, thinned
+from graphopt.pruning.costs import CostModel
+from graphopt.pruning.effects import Ranking
+from graphopt.pruning.saliency import Elimination
+from graphopt.pruning.selection import Curve, OutOfReachError, select
+
+Removed = dict[int, NDArray[np.bool_]]
+_HALVINGS = 40
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may go at all: counts that stay are multiples of ``align`` (see budget.alignment), ``least`` or more.
+
+    ``least_of`` holds other floors, by the group's index.
+    """
+
+    align: int
+    least: int
+    least_of: Mapping[int, int]
+
+    def levels(self, group: Group) -> NDArray[np.int64]:
+        """Return how many units of a group may go."""
+        return levels(group, self.align, max(self.least, self.least_of.get(group.index, 0)))
+
+
+def by_scores(group: Group, scores: NDArray[np.float64]) -> Ranking:
+    """Rank units by what they are worth, 1 on average: the lowest go first, of equal ones the later; losses add up."""
+    order = np.lexsort((-np.arange(group.units), scores))[: group.units - 1]
+    losses = np.concatenate([[0.0], np.cumsum(scores[order])])
+    return Ranking(group, Elimination(order, losses), Curve(group.index, np.arange(len(losses)), losses))
+
+
+def choose(
+    rankings: Sequence[Ranking], costs: CostModel, share: float, limits: Limits, groups: int, *, together: bool
+) -> Removed:
+    """Return the units that go (group index -> bool[units]) so that ``share`` of the cost stays at most.
+
+    ``together``: where it costs the outputs least; otherwise the same share of each group. Raises OutOfReachError.
+    """
+    curves = [thinned(ranking.curve, limits.levels(ranking.group)) for ranking in rankings]
+    budget = share * costs.whole
+    counts = select(curves, costs, budget, groups) if together else _evenly(curves, rankings, costs, budget, groups)
+    return _masks(rankings, counts)
+
+
+def keep_fraction(rankings: Sequence[Ranking], share: float, limits: Limits) -> Removed:
+    """Return the units that go when every group keeps ``share`` of its own, or the nearest that its limits allow."""
+    counts = {}
+    for ranking in rankings:
+        allowed = limits.levels(ranking.group)
+        wanted = ranking.group.units - round(ranking.group.units * share)
+        counts[ranking.group.index] = allowed[np.argmin(np.abs(allowed - wanted))]
+    return _masks(rankings, counts)
+
+
+def _evenly(
+    curves: Sequence[Curve], rankings: Sequence[Ranking], costs: CostModel, budget: float, groups: int
+) -> NDArray[np.int64]:
+    """Bisect the share that every group loses."""
+    units = {ranking.group.index: ranking.group.units for ranking in rankings}
+
+    def counts(lost: float) -> NDArray[np.int64]:
+        found = np.zeros(groups, np.int64)
+        for curve in curves:
+            place = np.searchsorted(curve.removed, lost * units[curve.group] - 1e-9)
+            found[curve.group] = curve.removed[min(int(place), len(curve.removed) - 1)]
+        return found
+
+    return _bisected(counts, lambda lost: costs.total(counts(lost)), budget)
+
+
+def _bisected(
+    counts: Callable[[float], NDArray[np.int64]], cost: Callable[[float], float], budget: float
+) -> NDArray[np.int64]:
+    if cost(1.0) > budget:
+        raise OutOfReachError(cost(1.0))
+    low, high = 0.0, 1.0
+    if cost(low) <= budget:
+        return counts(low)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if cost(middle) <= budget else (middle, high)
+    return counts(high)
+
+
+def _masks(rankings: Sequence[Ranking], counts: Mapping[int, int] | NDArray[np.int64]) -> Removed:
+    removed = {}
+    for ranking in rankings:
+        gone = np.zeros(ranking.group.units, np.bool_)
+        gone[ranking.elimination.order[: int(counts[ranking.group.index])]] = True
+        if gone.any():
+            removed[ranking.group.index] = gone
+    return removed
