@@ -13,6 +13,10 @@ After::
 What has to go together is one group: through a residual sum all that is added, through a Flatten a channel's pixels,
 through attention a whole head. ``graphopt show MODEL --channels`` prints the groups and why other axes are pinned.
 
+With calibration data, units go in the order in which the layers that read them can make up for them, where the outputs
+of the network lose least for the cost that is saved; then every layer behind is refit, on what reaches it in the pruned
+network, to what the original gave. No labels are needed, and nothing is trained.
+
 A second run takes its fraction of what the first one left. Run it before passes that fuse operators of other domains
 (recognize-attention): what they compute from channels is not known, and their channels stay.
 """
@@ -24,38 +28,58 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from graphopt.analysis import Shapes
 from graphopt.analysis.channels import Channels, Group, HeadDimensions
 from graphopt.errors import UsageError
 from graphopt.ir import Model, Node, nodes
 from graphopt.ir.edit import operator_key
 from graphopt.pipeline import Changes, Pass, PassContext, option
-from graphopt.pruning.importance import CRITERIA, scores
-from graphopt.pruning.rewire import remove
+from graphopt.pruning import activations, importance, prune
+from graphopt.pruning.choose import Limits, Removed
+from graphopt.pruning.costs import CostModel
+from graphopt.pruning.effects import Ranking
+from graphopt.pruning.prune import Budget, History
+from graphopt.pruning.selection import OutOfReachError
 from graphopt.quantization.guard import quantized_node
 
 _MOST_REASONS = 20
 """Reasons listed of a model with nothing to prune."""
 
+_CRITERIA = ("auto", prune.OBS, *activations.CRITERIA, *importance.CRITERIA)
+_BUDGETS = ("macs", "params", "latency", "channels")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruneChannels(Pass):
-    """Remove channels, neurons and attention heads that matter least, and rewire what depends on them."""
+    """Remove channels, neurons and attention heads that matter least, and rewire and refit what depends on them."""
 
     name: ClassVar[str] = "prune-channels"
     lossless: ClassVar[bool] = False
     preserves: ClassVar = ()
 
-    channels: float = option(0.5, "fraction of the channels that every group keeps", gt=0, le=1)
-    criterion: str = option("l1", "what tells how much a channel matters", choices=tuple(CRITERIA))
+    macs: float = option(0.0, "fraction of the multiply-accumulates that stays at most", ge=0, le=1)
+    params: float = option(0.0, "fraction of the parameters that stays at most", ge=0, le=1)
+    latency: float = option(0.0, "fraction of the time on this machine, one thread, that stays at most", ge=0, le=1)
+    channels: float = option(0.0, "fraction of the channels that stays; 0.5 when no budget is given", ge=0, le=1)
+    criterion: str = option("auto", "how much a channel matters; auto: obs with data, else l1", choices=_CRITERIA)
+    scope: str = option(
+        "auto",
+        "global spends the budget where it costs least, layer evenly; auto: layer for channels, else global",
+        choices=("auto", "global", "layer"),
+    )
+    align: int = option(-1, "channels that stay are multiples of this; -1: the target's vector width", ge=-1)
     min_channels: int = option(1, "channels that every group keeps at least", ge=1)
     ignore: str = option("", "layers whose channels all stay: names or operators, with * and ?, separated by commas")
     heads: str = option("heads", "what attention loses: heads, or dimensions of every head", choices=("heads", "dims"))
+    steps: int = option(1, "in how many steps, each ranked anew on the network refit after the last", ge=1, le=64)
+    recover: bool = option(True, "refit what is left where there is calibration data")
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
-        """See the module's text. Raises UsageError for a quantized model and for a pattern that matches nothing."""
+        """See the module's text.
+
+        Raises UsageError for a quantized model, a pattern that matches nothing, none or several budgets, a budget that
+        cannot be met, and a criterion that needs data when there is none.
+        """
         quantized = quantized_node(ctx.edit)
         if quantized is not None:
             raise UsageError(
@@ -63,29 +87,88 @@ class PruneChannels(Pass):
                 where=self.name,
                 hint="prune the float model and quantize behind it, or run strip-qdq first",
             )
-        ignored = self._ignored(model)
-        analysis = ctx.get(HeadDimensions if self.heads == "dims" else Channels)
-        if not analysis.groups:
-            self._say_why_not(analysis, ctx)
-            return Changes()
-        removed = {}
-        for group in analysis.groups:
-            if any(use.node in ignored for use in group.writers):
-                continue
-            gone = lowest(scores(group, self.criterion), self._spared(group))
-            if gone.any() and ctx.may_rewrite(_anchor(group), f"{gone.sum()} of {group.units} channels go"):
-                removed[group.index] = gone
-        if not removed:
-            return Changes()
-        shrunk = remove(model, ctx.edit, analysis, removed)
-        count = sum(int(gone.sum()) for gone in removed.values())
-        return Changes(groups=len(removed), channels=count, parameters=shrunk.parameters)
+        wanted, ignored, criterion = self._budget(), self._ignored(model), self._criterion(ctx)
+        changes, history, first = Changes(), History.of(model), 0.0
+        for step in range(1, self.steps + 1):
+            analysis = ctx.get(HeadDimensions if self.heads == "dims" else Channels)
+            groups = [group for group in analysis.groups if not any(use.node in ignored for use in group.writers)]
+            if not groups:
+                self._say_why_not(analysis, ctx)
+                break
+            costs = wanted.costs(model, groups, self._seconds(model, ctx))
+            first = first or costs.whole
+            share = min(1.0, wanted.share ** (step / self.steps) * first / costs.whole)
+            removed = self._chosen(
+                prune.rankings(model, groups, criterion, ctx.runner), groups, wanted, share, costs, ctx
+            )
+            if not removed:
+                break
+            changes["groups"] = max(changes["groups"], len(removed))
+            changes["channels"] += sum(int(gone.sum()) for gone in removed.values())
+            changes["parameters"] += history.remove(model, ctx.edit, analysis, removed)
+            ctx.analyses.drop()
+            if self.recover and ctx.runner is not None and ctx.runner.has_data:
+                ctx.get(Shapes)
+                changes["refit"] = len(history.recover(model, ctx.edit, ctx.runner))
+        return changes
 
-    def _spared(self, group: Group) -> int:
-        """Return how many units of a group can go."""
-        stay = min(group.units, max(self.min_channels, round(group.units * self.channels)))
-        stay = -(-stay // group.multiple) * group.multiple
-        return max(0, group.units - stay)
+    def _budget(self) -> Budget:
+        given = [kind for kind in _BUDGETS if getattr(self, kind)]
+        if len(given) > 1:
+            raise UsageError(f"one budget at a time, not {' and '.join(given)}", where=self.name)
+        kind = given[0] if given else "channels"
+        together = self.scope == "global" or (self.scope == "auto" and kind != "channels")
+        return Budget(kind, getattr(self, kind) or 0.5, together)
+
+    def _criterion(self, ctx: PassContext) -> str:
+        has_data = ctx.runner is not None and ctx.runner.has_data
+        if self.criterion == "auto":
+            return prune.OBS if has_data else "l1"
+        if self.criterion not in importance.CRITERIA and not has_data:
+            raise UsageError(
+                f"the criterion {self.criterion} needs calibration data",
+                where=self.name,
+                hint=f"give a data set with --data, or choose from {', '.join(importance.CRITERIA)}",
+            )
+        return self.criterion
+
+    def _seconds(self, model: Model, ctx: PassContext) -> dict[str, float] | None:
+        if not self.latency:
+            return None
+        if ctx.runner is None:
+            raise UsageError("nothing here can measure latency", where=self.name)
+        return ctx.runner.node_seconds(model)
+
+    def _chosen(
+        self,
+        ranked: list[Ranking],
+        groups: list[Group],
+        wanted: Budget,
+        share: float,
+        costs: CostModel,
+        ctx: PassContext,
+    ) -> Removed:
+        """Return what goes (group index -> bool[units]) so that ``share`` of the costs stays."""
+        known = {ranking.group.index for ranking in ranked}
+        for group in groups:
+            if group.index not in known:
+                ctx.missed("PRUNE002", _anchor(group), "its channels stay: no layer tells what they are worth")
+        align = self.align if self.align >= 0 else ctx.host_or_target.vector_width
+        try:
+            removed = prune.pick(ranked, Limits(align, self.min_channels), wanted, costs, share)
+        except OutOfReachError as error:
+            raise UsageError(
+                f"{wanted.kind}={wanted.share:g} cannot be reached: the least that can stay is "
+                f"{error.best / costs.whole * wanted.share / share:.3f}",
+                where=self.name,
+                hint="a smaller align or min_channels, or fewer layers in ignore, lets more go",
+            ) from error
+        by_index = {group.index: group for group in groups}
+        return {
+            index: gone
+            for index, gone in removed.items()
+            if ctx.may_rewrite(_anchor(by_index[index]), f"{gone.sum()} of {len(gone)} channels go")
+        }
 
     def _ignored(self, model: Model) -> set[Node]:
         found: set[Node] = set()
@@ -104,14 +187,6 @@ class PruneChannels(Pass):
         reasons = Counter(pin.why for pin in analysis.pins)
         listed = "; ".join(f"{why} ({count})" for why, count in reasons.most_common(_MOST_REASONS))
         ctx.missed("PRUNE001", None, f"nothing can be pruned: {listed or 'no layer has weights with channels'}")
-
-
-def lowest(numbers: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
-    """Return a mask of the ``count`` lowest numbers; of equal ones the later go first."""
-    order = np.lexsort((-np.arange(len(numbers)), numbers))
-    gone = np.zeros(len(numbers), np.bool_)
-    gone[order[:count]] = True
-    return gone
 
 
 def _is_called(node: Node, pattern: str) -> bool:

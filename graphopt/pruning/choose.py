@@ -21,18 +21,14 @@ _HALVINGS = 40
 
 @dataclass(frozen=True)
 class Limits:
-    """What may go at all: counts that stay are multiples of ``align`` (see budget.alignment), ``least`` or more.
-
-    ``least_of`` holds other floors, by the group's index.
-    """
+    """What may go at all: counts that stay are multiples of ``align`` (see budget.alignment), ``least`` or more."""
 
     align: int
     least: int
-    least_of: Mapping[int, int]
 
     def levels(self, group: Group) -> NDArray[np.int64]:
         """Return how many units of a group may go."""
-        return levels(group, self.align, max(self.least, self.least_of.get(group.index, 0)))
+        return levels(group, self.align, self.least)
 
 
 def by_scores(group: Group, scores: NDArray[np.float64]) -> Ranking:
@@ -42,15 +38,14 @@ def by_scores(group: Group, scores: NDArray[np.float64]) -> Ranking:
     return Ranking(group, Elimination(order, losses), Curve(group.index, np.arange(len(losses)), losses))
 
 
-def choose(
-    rankings: Sequence[Ranking], costs: CostModel, share: float, limits: Limits, groups: int, *, together: bool
-) -> Removed:
+def choose(rankings: Sequence[Ranking], costs: CostModel, share: float, limits: Limits, *, together: bool) -> Removed:
     """Return the units that go (group index -> bool[units]) so that ``share`` of the cost stays at most.
 
     ``together``: where it costs the outputs least; otherwise the same share of each group. Raises OutOfReachError.
     """
     curves = [thinned(ranking.curve, limits.levels(ranking.group)) for ranking in rankings]
     budget = share * costs.whole
+    groups = 1 + max((ranking.group.index for ranking in rankings), default=0)
     counts = select(curves, costs, budget, groups) if together else _evenly(curves, rankings, costs, budget, groups)
     return _masks(rankings, counts)
 

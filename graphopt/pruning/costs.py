@@ -56,7 +56,8 @@ class CostModel:
     def total(self, removed: NDArray[np.int64]) -> float:
         """Return the cost with ``removed`` [groups] units gone from each group."""
         left = np.ones(len(self.slot_tensor))
-        np.subtract.at(left, self.slots, self.share * removed[self.group])
+        lost = np.where(self.group < len(removed), removed[np.minimum(self.group, len(removed) - 1)], 0)
+        np.subtract.at(left, self.slots, self.share * lost)
         factors = np.ones(len(self.base))
         np.multiply.at(factors, self.slot_tensor, left)
         return float(self.fixed + (self.base * factors).sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,15 +92,13 @@ class History:
                 mine[axis] = mine[axis][left] if axis in mine else left
         return shrunk.parameters
 
-    def recover(self, model: Model, edit: Editor, runner: Runs, progress: Callable[[int, int], None]) -> list[Refit]:
+    def recover(self, model: Model, edit: Editor, runner: Runs) -> list[Refit]:
         """Refit ``model`` to what the original gave."""
-        return recover(self.original, model, edit, self.kept, runner, progress=progress)
+        return recover(self.original, model, edit, self.kept, runner)
 
 
-def pick(
-    ranked: Sequence[Ranking], limits: Limits, wanted: Budget, costs: CostModel, groups: int, share: float
-) -> Removed:
-    """Return the units that go so that ``share`` of the cost stays at most. Raises OutOfReachError."""
+def pick(ranked: Sequence[Ranking], limits: Limits, wanted: Budget, costs: CostModel, share: float) -> Removed:
+    """Return the units that go so that ``share`` of the costs stays at most. Raises OutOfReachError."""
     if wanted.kind == "channels" and not wanted.together:
         return keep_fraction(ranked, share, limits)
-    return choose(ranked, costs, share, limits, groups, together=wanted.together)
+    return choose(ranked, costs, share, limits, together=wanted.together)

@@ -73,13 +73,13 @@ def test_biases_that_layers_share_go_with_both():
 
 
 def test_a_floor_holds():
-    model, _ = optimized(chain(), "prune-channels{channels=0.1,min_channels=5}")
+    model, _ = optimized(chain(), "prune-channels{channels=0.1,min_channels=5,align=0}")
 
     assert [shape(model, name) for name in ("w1", "w2")] == [(5, 3, 1, 1), (5, 5, 1, 1)]
 
 
 def test_one_channel_stays_at_least():
-    model, _ = optimized(chain(), "prune-channels{channels=0.01}")
+    model, _ = optimized(chain(), "prune-channels{channels=0.01,align=0}")
 
     assert [shape(model, name) for name in ("w1", "w2")] == [(1, 3, 1, 1), (1, 1, 1, 1)]
 
@@ -97,7 +97,7 @@ def test_a_pattern_that_matches_nothing_is_an_error():
         optimize(chain(), pipeline="prune-channels{channels=0.5,ignore=fourth}")
 
 
-@pytest.mark.parametrize("channels", ["0.0", "-0.5", "1.5"])
+@pytest.mark.parametrize("channels", ["-0.5", "1.5"])
 def test_a_fraction_out_of_range_is_an_error(channels):
     with pytest.raises(UsageError, match="channels must be"):
         optimize(chain(), pipeline=f"prune-channels{{channels={channels}}}")
