@@ -55,6 +55,9 @@ from graphopt.quantization.sensitivity import measure
 from graphopt.quantization.trial import Plan
 from graphopt.targets import Quantization
 
+_INT4_OPSET = 21
+"""From this opset on there are tensors of 4-bit integers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InsertQdq(Pass):
@@ -84,11 +87,12 @@ class InsertQdq(Pass):
         """See the module's text. Raises UsageError for an opset below the target's and names of no node."""
         refuse_quantized(ctx)
         facts = _facts(ctx)
-        if opset(model) < facts.min_opset:
+        needed = max(facts.min_opset, _INT4_OPSET) if self.weight_bits == 4 else facts.min_opset
+        if opset(model) < needed:
             raise UsageError(
-                f"Q/DQ pairs need opset {facts.min_opset}, the model has {opset(model)}",
+                f"Q/DQ pairs of these types need opset {needed}, the model has {opset(model)}",
                 where=self.name,
-                hint=f"put convert-opset{{version={max(facts.min_opset, 17)}}} before it",
+                hint=f"put convert-opset{{version={max(needed, 17)}}} before it",
             )
         ctx.get(Shapes)
         choices = self._choices(facts)

@@ -206,7 +206,7 @@ def test_a_name_of_no_node_is_refused() -> None:
 
 
 def test_an_opset_without_channels_is_refused() -> None:
-    with pytest.raises(UsageError, match="need opset 13, the model has 12") as refused:
+    with pytest.raises(UsageError, match="of these types need opset 13, the model has 12") as refused:
         quantized("(float[5, 12] x) => (y) { y = MatMul(x, V) }", opset=12)
     assert "convert-opset" in str(refused.value.hint)
 
@@ -349,3 +349,9 @@ def test_a_bias_behind_a_product_is_merged_for_a_named_target_that_has_the_opera
     x = RNG.standard_normal((2, 16)).astype(np.float32)
     (expected,), (found,) = run(before, {"x": x}), run(after, {"x": x})
     np.testing.assert_allclose(expected, found, atol=1e-6)
+
+
+def test_int4_weights_are_refused_where_the_opset_has_no_such_tensors() -> None:
+    with pytest.raises(UsageError, match="opset 21, the model has 17") as error:
+        quantized("(float[2,16] x) => (y) { y = MatMul(x, W) }", "weight_bits=4,placement=all")
+    assert "convert-opset{version=21}" in str(error.value.hint)
