@@ -30,6 +30,10 @@ _PROFILED_RUNS = 12
 _WARM_UP = 2
 
 
+_FOLDS, _BLOCKS = 4, 32
+"""One of so many parts of the data is held out, taken from so many places."""
+
+
 class ModelRunner:
     """Runs models on ``dataset``, None when the user gave none; see :class:`graphopt.pipeline.runner.Runner`.
 
@@ -63,6 +67,29 @@ class ModelRunner:
     def samples(self) -> int | None:
         """How many samples of calibration data there are, None when that is not known beforehand."""
         return None if self._dataset is None else self._dataset.samples
+
+    def folds(self) -> tuple[ModelRunner, ModelRunner]:
+        """Return one that runs models on three quarters of the data, and one that runs them on the rest.
+
+        What lies together in the data stays together. Both have all of it where it cannot be divided.
+        """
+        data = self._data()
+        count = data.length()
+        if count is None or count < _FOLDS:
+            return self, self
+        block = max(1, count // _BLOCKS)
+        held = [number for number in range(count) if number // block % _FOLDS == _FOLDS - 1]
+        per = None if data.samples is None else -(-data.samples // count)
+        parts = (
+            data.part(
+                lambda number: number // block % _FOLDS != _FOLDS - 1,
+                count - len(held),
+                _scaled(per, count - len(held)),
+            ),
+            data.part(lambda number: number // block % _FOLDS == _FOLDS - 1, len(held), _scaled(per, len(held))),
+        )
+        fitting, rest = (ModelRunner(part, progress=self._progress, diagnostics=self._diagnostics) for part in parts)
+        return fitting, rest
 
     def collect(self, model: Model, requests: Sequence[Request]) -> Statistics:
         """Run ``model`` once over all the data and return the statistics asked for.
@@ -186,6 +213,10 @@ class ModelRunner:
 def _accepted(session: Session, feeds: Mapping[str, Any]) -> Feeds:
     """Leave out inputs that a pass has removed."""
     return {name: array for name, array in feeds.items() if name in session.accepts}
+
+
+def _scaled(each: int | None, count: int) -> int | None:
+    return None if each is None else each * count
 
 
 def _wanted(tapped: Tapped, session: Session | None, feeds: Outputs) -> Outputs:

@@ -80,6 +80,14 @@ class Dataset:
         """Return the number of batches, None when it is not known beforehand."""
         return self._length
 
+    def part(self, chosen: Callable[[int], bool], length: int | None, samples: int | None) -> Dataset:
+        """Return the batches whose number is ``chosen``: ``length`` batches of ``samples`` samples, where known."""
+
+        def batches() -> Iterator[Feeds]:
+            return (feeds for number, feeds in enumerate(self._batches()) if chosen(number))
+
+        return Dataset(self.source, batches, self.diagnostics, length=length, samples=samples, rows=self.rows)
+
     def split(self, feeds: Feeds, size: int) -> Iterator[Feeds]:
         """Yield a batch in parts of at most ``size`` samples, or whole where batches may not be of any size."""
         count = samples_of(feeds)

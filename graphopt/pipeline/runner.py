@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,13 @@ class Runner(Protocol):
     @property
     def samples(self) -> int | None:
         """How many samples of calibration data there are, ``None`` when that is not known beforehand."""
+        ...
+
+    def folds(self) -> tuple[Self, Self]:
+        """Return one that runs models on three quarters of the data, and one that runs them on the rest.
+
+        What lies together in the data stays together. Both have all of it where it cannot be divided.
+        """
         ...
 
     def collect(self, model: Model, requests: Sequence[Request]) -> Statistics:
@@ -56,7 +63,8 @@ class Runner(Protocol):
         """Run several models side by side and yield, for each batch, what each tap wants, by name.
 
         Each item of ``feeds`` holds the inputs of each model, and what its tap is given; None runs all of them on the
-        calibration data, ``samples`` at a time and ``limit`` in all at most. The arrays must not be written to. Raises GraphOptError.
+        calibration data, ``samples`` at a time and ``limit`` in all at most. The arrays must not be written to. Raises
+        GraphOptError.
         """
         ...
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from graphopt.ir.query import static_shape
 from graphopt.pruning.matrices import bias_of, has_bias, layer_of, rows_of, write_rows
 from graphopt.pruning.relay import Outputs, Relay, Traces
 from graphopt.pruning.route import Stop, resting_places
-from graphopt.pruning.saliency import Elimination, Reader, compensated, eliminate
+from graphopt.pruning.saliency import DAMPING, Elimination, Reader, compensated, eliminate
 from graphopt.pruning.selection import Curve
 from graphopt.quantization.layers import LayerMatrix
 
@@ -38,6 +38,10 @@ _WAVE = 400 << 20
 
 class Runs(Traces, Protocol):
     """What of a runner is needed here; see :class:`graphopt.pipeline.runner.Runner`."""
+
+    def folds(self) -> tuple[Self, Self]:
+        """Return one for three quarters of the data, and one for the rest."""
+        ...
 
     def collect(self, model: Model, requests: Sequence[Request]) -> Statistics:
         """Return statistics of one run over all the data."""
@@ -64,7 +68,8 @@ def readers_of(group: Group, statistics: Mapping[Request, Gram]) -> dict[Use, Re
         weights = rows_of(layer).reshape(matrix.groups, -1, matrix.width)
         mean = gram.mean if has_bias(layer) else 0.0 * gram.mean
         centred = gram.second - mean[:, :, None] * mean[:, None, :]
-        reader = Reader(weights, centred, mean, columns_of(use, group.units))
+        damping = min(1.0, max(DAMPING, matrix.width / gram.count))
+        reader = Reader(weights, centred, mean, columns_of(use, group.units), damping)
         found[use] = replace(reader, weight=1.0 / (reader.power or 1.0))
     return found
 
@@ -136,18 +141,21 @@ class Effects:
 def rank(model: Model, groups: Sequence[Group], runner: Runs, *, samples: int) -> list[Ranking]:
     """Order the units of each group, and measure on ``samples`` samples what the outputs of ``model`` lose by cuts.
 
-    Groups without a reader that has a Gram matrix are left out. Raises GraphOptError.
+    Units are ordered by one part of the data and cuts measured on another: a layer of many weights that few samples
+    reach makes up for anything on those. Groups without a reader that has a Gram matrix are left out. Raises
+    GraphOptError.
     """
     found: dict[int, Ranking] = {}
     place = {node: index for index, node in enumerate(model.graph)}
     in_order = sorted((group for group in groups if readers_in(group)), key=lambda group: _first(group, place))
     starts = [min((use.node for use in readers_in(group)), key=place.__getitem__) for group in in_order]
     stops = dict(zip((group.index for group in in_order), resting_places((model,), starts), strict=True))
+    fitting, held = runner.folds()
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        effects = Effects(model, runner, Path(folder), samples)
+        effects = Effects(model, held, Path(folder), samples)
         for bundle in waves(in_order):
             requests = dict.fromkeys(LayerMatrix.of(use.node).gram() for group in bundle for use in readers_in(group))
-            statistics = runner.collect(model, list(requests))
+            statistics = fitting.collect(model, list(requests))
             for group in bundle:
                 stop = stops[group.index]
                 if stop is not None:

@@ -6,7 +6,7 @@ Each layer is refit in turn, on what reaches it in the pruned network, to what t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ _ROUNDS = 1
 _ROWS = 1 << 16
 """Positions that a convolution is fit to, over all samples; neighbouring ones tell little more."""
 
-_HELD = 4
-"""One batch in so many is held out to choose the damping."""
+_HELD, _BLOCK = 4, 4
+"""Of so many blocks, of so many batches, one is held out to choose the damping."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,16 @@ def recover(
             stop = stops[index]
             if stop is not None:
                 relay.move(stop)
-            found = _Refitting(job, relay, kept, most).run()
+            found = _Refitting(job, relay, kept, most).run(Path(folder))
             _write(job, found, edit)
             reports.append(Refit(job.layer.node.name or "", found.damping, found.before, found.after))
             if progress is not None:
                 progress(index + 1, len(jobs))
     return reports
+
+
+_Seen = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+"""What a layer reads, [G, K, P], what is wanted behind it and what is added there, [O, P] each."""
 
 
 class _Refitting:
@@ -94,36 +98,49 @@ class _Refitting:
         sizes = (groups, len(self._weights) // groups, self._weights.shape[1])
         self._fitting, self._held = Moments.zeros(*sizes), Moments.zeros(*sizes)
 
-    def run(self) -> Fit:
-        """Return the fit; where nobody can tell apart what the layer gives from what it is to give, it is right."""
-        self._add(None)
+    def run(self, folder: Path) -> Fit:
+        """Return the fit; where nobody can tell apart what the layer gives from what it is to give, it is right.
+
+        What the first round saw lies in ``folder`` for the next.
+        """
+        stored: list[Path] = []
+        for number, seen in enumerate(self._seen()):
+            self._add(number, seen, None)
+            if self._job.bounds is not None and _ROUNDS:
+                stored.append(folder / f"seen-{number}.npz")
+                np.savez(stored[-1], *seen)
         found = fit(self._fitting, self._held, self._weights, self._bias, centred=self._centred)
-        for _ in range(_ROUNDS if self._job.bounds is not None else 0):
+        for _ in range(_ROUNDS if stored else 0):
             self._fitting.forget_targets()
             self._held.forget_targets()
-            self._add(found)
+            for number, path in enumerate(stored):
+                with np.load(path) as arrays:
+                    self._add(number, (arrays["arr_0"], arrays["arr_1"], arrays["arr_2"]), found)
             after = fit(self._fitting, self._held, found.weights, found.bias, centred=self._centred)
             found = Fit(after.weights, after.bias, after.damping, found.before, after.after)
+        for path in stored:
+            path.unlink()
         return found
 
-    def _add(self, last: Fit | None) -> None:
-        job = self._job
-        result, data = str(job.result.name), str(job.data.name)
-        wanted = [(result,), (data, *(str(other.name) for other in job.others))]
-        for number, (target, given) in enumerate(self._relay.run(wanted)):
-            rows, aims, added = self._positions(target[result], given)
-            added += job.shift[:, None]
-            if last is not None and job.bounds is not None:
-                weights = last.weights.astype(np.float32).reshape(len(rows), -1, rows.shape[1])
-                now = (weights @ rows).reshape(aims.shape) + last.bias[:, None]
-                aims = _unseen(aims, self._scale * now + added, *job.bounds)
-            sums = self._held if number % _HELD == _HELD - 1 else self._fitting
-            sums.add(rows, (aims - added) / self._scale, again=last is not None)
+    def _seen(self) -> Iterator[_Seen]:
+        """Yield, batch by batch, what the layer reads, what is wanted behind it and what is added there."""
+        result, data = str(self._job.result.name), str(self._job.data.name)
+        wanted = [(result,), (data, *(str(other.name) for other in self._job.others))]
+        for target, given in self._relay.run(wanted):
+            yield self._positions(target[result], given)
 
-    def _positions(
-        self, target: NDArray[Any], given: Outputs
-    ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float64]]:
-        """Return what the layer reads, [G, K, P], what is wanted behind it and what is added there, [O, P] each."""
+    def _add(self, number: int, seen: _Seen, last: Fit | None) -> None:
+        rows, wanted, added = seen
+        offset = added.astype(np.float64) + self._job.shift[:, None]
+        aims: NDArray[Any] = wanted
+        if last is not None and self._job.bounds is not None:
+            weights = last.weights.astype(np.float32).reshape(len(rows), -1, rows.shape[1])
+            now = (weights @ rows).reshape(aims.shape) + last.bias[:, None]
+            aims = _unseen(aims, self._scale * now + offset, *self._job.bounds)
+        sums = self._held if number // _BLOCK % _HELD == _HELD - 1 else self._fitting
+        sums.add(rows, (aims - offset) / self._scale, again=last is not None)
+
+    def _positions(self, target: NDArray[Any], given: Outputs) -> _Seen:
         for axis, places in self._kept.items():
             target = np.take(target, places, axis)
         added = np.zeros_like(target)
@@ -131,8 +148,8 @@ class _Refitting:
             added = added + given[str(other.name)]
         values, unfold = given[str(self._job.data.name)], self._unfold
         if unfold is not None:
-            return unfolded(values, unfold), placed(target, unfold), placed(added, unfold).astype(np.float64)
-        return _rows(values)[None], _rows(target), _rows(added).astype(np.float64)
+            return unfolded(values, unfold), placed(target, unfold), placed(added, unfold)
+        return _rows(values)[None], _rows(target), _rows(added)
 
 
 def _unseen(aims: NDArray[Any], now: NDArray[Any], low: float, high: float) -> NDArray[Any]:

@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 DAMPING = 1e-3
-"""Ridge on a reader's covariance, as a share of its mean diagonal."""
+"""Ridge on a covariance at least; where there are few samples for its size, more guards against fitting to those."""
 
 _SHARE = 32
 """One unit in so many of those left goes at a time."""
@@ -28,6 +28,7 @@ _SHARE = 32
 class Reader:
     """A layer that sums over the units: ``weights`` [G, O, K], covariance ``gram`` [G, K, K] and ``mean`` [G, K] of its
     inputs (zeros where no bias can make up for a mean), ``columns`` [units, c].
+    ``damping`` is the ridge on the covariance, as a share of its mean diagonal.
 
     Column numbers are those of every one of the G groups. ``weight`` is what a unit of squared error counts.
     """
@@ -36,6 +37,7 @@ class Reader:
     gram: Array
     mean: Array
     columns: IntArray
+    damping: float = 0.0
     weight: float = 1.0
 
     @property
@@ -52,9 +54,9 @@ class Elimination:
     errors: Array
 
 
-def eliminate(readers: Sequence[Reader], least: int = 1, damping: float = DAMPING) -> Elimination:
+def eliminate(readers: Sequence[Reader], least: int = 1) -> Elimination:
     """Order the units until ``least`` are left. ``readers`` agree in the number of units."""
-    states = [_State(reader, damping) for reader in readers]
+    states = [_State(reader) for reader in readers]
     alive = np.arange(len(readers[0].columns))
     order: list[int] = []
     errors = [0.0]
@@ -70,9 +72,9 @@ def eliminate(readers: Sequence[Reader], least: int = 1, damping: float = DAMPIN
     return Elimination(np.array(order, np.int64), np.array(errors))
 
 
-def compensated(reader: Reader, removed: NDArray[np.bool_], damping: float = DAMPING) -> Array:
+def compensated(reader: Reader, removed: NDArray[np.bool_]) -> Array:
     """Return the reader's weights [G, O, K], zero for the ``removed`` [units], the rest making up for them."""
-    state = _State(reader, damping)
+    state = _State(reader)
     state.remove(np.flatnonzero(removed))
     found = np.zeros_like(reader.weights)
     found[:, :, state.original] = state.weights
@@ -82,11 +84,11 @@ def compensated(reader: Reader, removed: NDArray[np.bool_], damping: float = DAM
 class _State:
     """A reader less the units removed so far."""
 
-    def __init__(self, reader: Reader, damping: float) -> None:
+    def __init__(self, reader: Reader) -> None:
         gram = reader.gram
         diagonal = np.diagonal(gram, axis1=1, axis2=2)
         mean = diagonal.sum(axis=1) / np.maximum((diagonal > 0).sum(axis=1), 1)
-        ridge = np.where(mean > 0, mean * damping, 1.0)[:, None, None]
+        ridge = np.where(mean > 0, mean * max(reader.damping, 1e-9), 1.0)[:, None, None]
         self.inverse = np.linalg.inv(gram + ridge * np.eye(gram.shape[-1]))
         self.weights = reader.weights.copy()
         self.weight = reader.weight
