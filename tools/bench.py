@@ -1,12 +1,14 @@
 """Measure graphopt against other tools.
 
-usage: python tools/bench.py simplify|quantize|scale|prune-structure [--model NAME]... [--tool NAME]... [--json FILE]
+usage: python tools/bench.py simplify|quantize|scale|prune-structure|prune-speed [OPTION]... (--help lists them)
 """
 
 from __future__ import annotations
 
 import click
 from bench_prune import prune_structure
+from bench_prune_accuracy import prune_accuracy
+from bench_prune_speed import prune_speed
 from bench_quantize import quantize
 from bench_scale import scale
 from bench_simplify import simplify
@@ -21,6 +23,8 @@ bench.add_command(simplify)
 bench.add_command(quantize)
 bench.add_command(scale)
 bench.add_command(prune_structure)
+bench.add_command(prune_accuracy)
+bench.add_command(prune_speed)
 
 if __name__ == "__main__":
     bench()

@@ -130,7 +130,7 @@ def table(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
-def _materialize() -> Any:
+def materializer() -> Any:
     """Return the function of ../shared/arch that gives an architecture its weights."""
     spec = importlib.util.spec_from_file_location("materialize", SHARED / "materialize.py")
     if spec is None or spec.loader is None or not (SHARED / "materialize.py").is_file():
@@ -150,7 +150,7 @@ def prune_structure(names: tuple[str, ...], pipeline: str, json_file: Path | Non
     Raises:
         click.ClickException: ../shared/arch is not there.
     """
-    materialize = _materialize()
+    materialize = materializer()
     records = [
         measure(name, materialize(SHARED / f"{name}.onnx").SerializeToString(), pipeline)
         for name in tqdm(names or tuple(BARS), unit="model", disable=None)

@@ -20,10 +20,10 @@ from typing import Any
 import click
 import numpy as np
 from bench_quantize_data import Arrays, Task, all_tasks
-from bench_quantize_time import Stopwatch, in_turns
 from bench_quantize_tool import Record, run_tool
 from bench_quantize_worker import TOOLS
 from bench_quantize_zoo import growth, quantize_zoo, zoo_table
+from bench_time import Stopwatch, in_turns
 from numpy.typing import NDArray
 from peers import python_of
 from tqdm import tqdm

@@ -4,10 +4,11 @@ usage: bench_quantize_worker.py TOOL INPUT CALIBRATION OUTPUT [MEMORY_LIMIT_GB]
 
 CALIBRATION is an .npz file of samples; graphopt also takes a folder of .npz files, each a batch.
 
-It runs in the environment that holds the tool (see peers.py), so it imports nothing but that tool and numpy. The time
-goes from the float file on disk to the saved quantized one, with whatever preparation the tool's manual asks for;
-libraries are imported before the clock starts. Calibration inputs are mapped from disk and fed one by one, so that the
-memory noted is the tool's own: the largest sum of anonymous memory of this process and its children.
+It runs in the environment that holds the tool (see peers.py), so it imports nothing but that tool, numpy and
+bench_memory.py beside it. The time goes from the float file on disk to the saved quantized one, with whatever
+preparation the tool's manual asks for; libraries are imported before the clock starts. Calibration inputs are mapped
+from disk and fed one by one, so that the memory noted is the tool's own: the largest sum of anonymous memory of this
+process and its children.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import pkgutil
 import resource
 import sys
 import tempfile
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_memory import PeakMemory, high_water_megabytes
 
 Samples = dict[str, Any]
 # (float model, calibration file, its mapped arrays, output) -> a remark for the table, or nothing
@@ -196,42 +197,6 @@ TOOLS: dict[str, tuple[Callable[[], Job], str]] = {
 }
 
 
-def anonymous_megabytes() -> float:
-    """Return the anonymous memory of this process and its descendants; 0 where the system does not say."""
-    family = descendants(os.getpid())
-    if len(family) == 1:
-        return status_megabytes(Path("/proc/self/status"), "RssAnon:")
-    # Forked processes share pages: each counts its part only. Reading that takes longer.
-    return sum(status_megabytes(Path(f"/proc/{process}/smaps_rollup"), "Pss_Anon:") for process in family)
-
-
-def descendants(process: int) -> list[int]:
-    """Return a process and all that it started, directly or not."""
-    found = [process]
-    for children in Path(f"/proc/{process}/task").glob("*/children"):
-        try:
-            listed = children.read_text().split()
-        except OSError:  # it has ended meanwhile
-            continue
-        found += [descendant for child in listed for descendant in descendants(int(child))]
-    return found
-
-
-def status_megabytes(path: Path, key: str) -> float:
-    """Return a line's kilobytes in MB; 0 when the process has ended or there is no such line."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(key)), 0.0)
-
-
-def high_water_megabytes() -> float:
-    """Return the largest resident set of this process, libraries included."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
 def main() -> None:
     tool, source, calibration, target = sys.argv[1:5]
     if len(sys.argv) > 5:
@@ -239,24 +204,15 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     prepare, package = TOOLS[tool]
     job = prepare()
-    peak, ended = [0.0], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.01):
-            peak[0] = max(peak[0], anonymous_megabytes())
-
-    watcher = threading.Thread(target=watch, daemon=True)
     with tempfile.TemporaryDirectory() as folder:
         samples = mapped(Path(calibration), folder) if Path(calibration).is_file() else {}
-        watcher.start()
-        start = time.perf_counter()
-        note = job(Path(source), Path(calibration), samples, Path(target))
-        seconds = time.perf_counter() - start
-        ended.set()
-        watcher.join()
+        with PeakMemory() as peak:
+            start = time.perf_counter()
+            note = job(Path(source), Path(calibration), samples, Path(target))
+            seconds = time.perf_counter() - start
     record = {
         "seconds": seconds,
-        "peak_mb": peak[0] or high_water_megabytes(),
+        "peak_mb": peak.megabytes,
         "maxrss_mb": high_water_megabytes(),
         "version": metadata.version(package),
         "note": note,

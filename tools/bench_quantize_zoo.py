@@ -13,8 +13,8 @@ import click
 import numpy as np
 from bench_models import BenchModel, all_models, arrays
 from bench_quantize_data import SHARED, cifar_growth
-from bench_quantize_time import Stopwatch, in_turns
 from bench_quantize_tool import Record, run_tool
+from bench_time import Stopwatch, in_turns
 from numpy.typing import NDArray
 from tqdm import tqdm
 

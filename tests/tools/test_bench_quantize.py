@@ -28,7 +28,8 @@ def module(name: str) -> Any:
 bench = module("bench_quantize")
 data = module("bench_quantize_data")
 tool = module("bench_quantize_tool")
-timing = module("bench_quantize_time")
+timing = module("bench_time")
+memory = module("bench_memory")
 worker = module("bench_quantize_worker")
 zoo = module("bench_quantize_zoo")
 
@@ -91,8 +92,8 @@ def test_samples_are_fed_one_by_one_from_the_file(tmp_path: Path):
 
 
 def test_memory_of_started_processes_counts():
-    assert worker.anonymous_megabytes() > 10
-    assert worker.status_megabytes(Path("/proc/0/status"), "RssAnon:") == 0.0
+    assert memory.anonymous_megabytes() > 10
+    assert memory.status_megabytes(Path("/proc/0/status"), "RssAnon:") == 0.0
 
 
 def test_every_model_is_first_in_turn():
