@@ -19,6 +19,9 @@ from graphopt.pruning.costs import CostModel
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+_PARTNERS = 6
+"""Groups with which steps of a group are exchanged."""
+
 
 @dataclass(frozen=True, eq=False)
 class Curve:
@@ -118,17 +121,29 @@ class _Search:
         return levels
 
     def _trades(self, levels: IntArray, budget: float) -> list[IntArray]:
+        """Return what meets the budget with one step less of one group and some more of another."""
         found = []
-        for index in range(len(self.curves)):
-            if levels[index] == 0:
+        for index in np.flatnonzero(levels):
+            start = levels.copy()
+            start[index] -= 1
+            for other in self._cheapest(start, int(index)):
+                trial = start.copy()
+                while self.cost(trial) > budget and trial[other] + 1 < len(self.curves[other].removed):
+                    trial[other] += 1
+                if self.cost(trial) <= budget:
+                    found.append(self.give_back(trial, budget))
+        return found
+
+    def _cheapest(self, levels: IntArray, apart: int) -> list[int]:
+        """Return a few groups whose next step loses least for what it saves."""
+        now, prices = self.cost(levels), []
+        for index, curve in enumerate(self.curves):
+            level = levels[index]
+            if index == apart or level + 1 >= len(curve.removed):
                 continue
             trial = levels.copy()
-            trial[index] -= 1
-            while self.cost(trial) > budget:
-                after = self.cut(trial, budget)
-                if (after == trial).all() or after[index] >= levels[index]:
-                    break
-                trial = after
-            if self.cost(trial) <= budget:
-                found.append(self.give_back(trial, budget))
-        return found
+            trial[index] += 1
+            saved = now - self.cost(trial)
+            if saved > 0:
+                prices.append(((curve.losses[level + 1] - curve.losses[level]) / saved, index))
+        return [index for _, index in sorted(prices)[:_PARTNERS]]
