@@ -17,8 +17,7 @@ With calibration data, units go in the order in which the layers that read them 
 of the network lose least for the cost that is saved; then every layer behind is refit, on what reaches it in the pruned
 network, to what the original gave. No labels are needed, and nothing is trained.
 
-A second run takes its fraction of what the first one left. Run it before passes that fuse operators of other domains
-(recognize-attention): what they compute from channels is not known, and their channels stay.
+A second run takes its fraction of what the first one left.
 """
 
 from __future__ import annotations

@@ -21,9 +21,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
-def model_of(body: str, *, opset: int = 17, weights: Arrays | None = None, functions: str = "") -> Model:
+def model_of(
+    body: str, *, opset: int = 17, weights: Arrays | None = None, functions: str = "", domain: str | None = None
+) -> Model:
     """Return a model from ONNX text (``agraph (float[2] x) => (float[2] y) { y = Relu(x) }``), weights by name."""
-    header = f'<ir_version: 8, opset_import: ["" : {opset}]>'
+    other = "" if domain is None else f', "{domain}" : 1'
+    header = f'<ir_version: 8, opset_import: ["" : {opset}{other}]>'
     proto = onnx.parser.parse_model(f"{header}\n{body}\n{functions}")
     for name, array in (weights or {}).items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.channels import Group
 from graphopt.ir import Value
-from graphopt.ir.query import static_shape
+from graphopt.ir.query import shape_of
 
 Array = NDArray[np.float64]
 
@@ -41,7 +41,9 @@ class CostModel:
                 value, axis = member.axis
                 if value not in tensors:
                     continue
-                size = (static_shape(value) or ())[axis]
+                size = (shape_of(value) or ())[axis]
+                if not isinstance(size, int):
+                    continue  # known to the analysis alone: what it costs stays in the sum
                 slot = slots.setdefault((tensors[value], axis), len(slots))
                 rows.append((slot, group.index, len(member.positions) / group.units / size))
         return cls(

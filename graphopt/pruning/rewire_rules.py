@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from graphopt.analysis.channels import Axis
 from graphopt.errors import PassError
 from graphopt.ir import DataType, Model, Node, Value, attr, opset, rank_of, shape_of, static_shape
+from graphopt.ir.edit import operator_key
 from graphopt.ir.query import ints, place
 
 Mask = NDArray[np.bool_]
@@ -112,7 +113,7 @@ def _int_type(value: Value | None) -> type[np.int32] | type[np.int64]:
 
 def changes(node: Node, cut: Cut) -> list[Change]:
     """Return what has to be written to ``node`` so that it states the sizes after the cut."""
-    rule = None if node.domain else _RULES.get(node.op_type)
+    rule = _RULES.get(operator_key(node))
     return [] if rule is None or not cut.touches(node) else list(rule(node, cut))
 
 
@@ -301,6 +302,14 @@ def _group_normalization(node: Node, cut: Cut) -> Iterable[Change]:
         yield SetAttribute(node, "num_groups", new)
 
 
+def _attention(node: Node, cut: Cut) -> Iterable[Change]:
+    """MultiHeadAttention of onnxruntime's domain: whole heads go."""
+    old = int(attr(node, "num_heads", 1))
+    new = cut.size(node.inputs[0], 2) * old // _static_size(node.inputs[0], 2)
+    if new != old:
+        yield SetAttribute(node, "num_heads", new)
+
+
 def _recurrent(node: Node, cut: Cut) -> Iterable[Change]:
     """LSTM, GRU and RNN: the recurrence weight is [directions, gates * hidden, hidden]."""
     hidden = cut.size(node.inputs[2], 2)
@@ -330,4 +339,5 @@ _RULES: Mapping[str, Callable[[Node, Cut], Iterable[Change]]] = {
     "GRU": _recurrent,
     "RNN": _recurrent,
     "ConstantOfShape": _constant_of_shape,
+    "com.microsoft::MultiHeadAttention": _attention,
 }

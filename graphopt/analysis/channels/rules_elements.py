@@ -146,5 +146,6 @@ RULES: dict[str, Rule] = {
     "DequantizeLinear": _quantize,
     "Expand": _expand,
     "QuantizeLinear": _quantize,
+    "com.microsoft::Gelu": _elementwise,
 }
 """The rules by operator."""

@@ -1,4 +1,4 @@
-"""Rules of normalizations, recurrent layers and Einsum."""
+"""Rules of normalizations, recurrent layers, Einsum, and attention as one operator."""
 
 from __future__ import annotations
 
@@ -130,6 +130,24 @@ def _einsum_roles(node: Node, ties: Ties, operand: tuple[str, Value | None], oth
             ties.reads(node, place)
 
 
+def _attention(node: Node, ties: Ties) -> str | None:
+    """onnxruntime's MultiHeadAttention of three values [batch, sequence, heads * size]: heads go as a whole."""
+    query, key, value, bias, _, mask = [*node.inputs, *[None] * 6][:6]
+    output, heads = node.outputs[0], attr(node, "num_heads", 1)
+    sizes = [ties.size((each, -1)) for each in (query, key, value, output)]
+    total = sizes[0]
+    if bias is not None or total is None or any(ties.rank(each) != 3 for each in (query, key, value)):
+        return "this form of MultiHeadAttention is not followed"
+    if sizes != [total] * 4 or heads < 2:
+        return "MultiHeadAttention has one head, or heads of several sizes"
+    for each in (key, value, output):
+        ties.tie(node, (each, -1), (query, -1))
+    ties.tie(node, (query, -1), (query, -1), First(total, total // heads))
+    if ties.rank(mask) == 4 and ties.size((mask, 1)) != 1:
+        ties.tie(node, (query, -1), (mask, 1), Digit(total, total // heads, heads))
+    return "MultiHeadAttention weighs positions along it"
+
+
 def _positions(node: Node, ties: Ties) -> str | None:
     """Samplers that take the same places of every channel."""
     ties.tie(node, (node.inputs[0], 1), (node.outputs[0], 1))
@@ -145,5 +163,6 @@ RULES: dict[str, Rule] = {
     "InstanceNormalization": _instance,
     "LRN": _lrn,
     "MeanVarianceNormalization": _mean_variance,
+    "com.microsoft::MultiHeadAttention": _attention,
 }
 """The rules by operator."""
