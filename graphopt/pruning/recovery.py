@@ -28,8 +28,11 @@ Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
 _SAMPLES = 16
 """Samples that are run at a time."""
 
-_ROUNDS = 1
-"""How often a layer before a Relu or a Clip is fit again, now that it is known what these cut off."""
+_ROUNDS = 4
+"""How often at most a layer before a Relu or a Clip is fit again, now that it is known what these cut off."""
+
+_ENOUGH = 0.99
+"""Share of the error left at which another round is not worth it."""
 
 _ROWS = 1 << 16
 """Positions that a convolution is fit to, over all samples; neighbouring ones tell little more."""
@@ -118,6 +121,8 @@ class _Refitting:
                     self._add(number, (arrays["arr_0"], arrays["arr_1"], arrays["arr_2"]), found)
             after = fit(self._fitting, self._held, found.weights, found.bias, centred=self._centred)
             found = Fit(after.weights, after.bias, after.damping, found.before, after.after)
+            if after.after > _ENOUGH * after.before:
+                break
         for path in stored:
             path.unlink()
         return found
