@@ -13,7 +13,7 @@ from graphopt.ir import Model, Value, constant, nodes
 from graphopt.pruning.costs import CostModel
 from graphopt.pruning.selection import Curve
 
-_MANY = 8
+_MANY = 16
 """Groups of fewer vectors than this are aligned to a part of one."""
 
 _QUANTUM = 4

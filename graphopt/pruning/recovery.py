@@ -34,8 +34,8 @@ _ROUNDS = 4
 _ENOUGH = 0.99
 """Share of the error left at which another round is not worth it."""
 
-_ROWS = 1 << 16
-"""Positions that a convolution is fit to, over all samples; neighbouring ones tell little more."""
+_ROWS, _DENSEST = 1 << 18, 256
+"""Positions that a convolution is fit to, over all samples and of each; neighbouring ones tell little more."""
 
 _HELD, _BLOCK = 4, 4
 """Of so many blocks, of so many batches, one is held out to choose the damping."""
@@ -65,7 +65,7 @@ def recover(
     Nodes and values of both that correspond have the same names. Raises GraphOptError.
     """
     jobs = find_jobs(pruned, frozenset(kept))
-    most = max(16, _ROWS // (runner.samples or _ROWS // 64))
+    most = min(_DENSEST, max(16, _ROWS // (runner.samples or _ROWS // _DENSEST)))
     stops = resting_places((original, pruned), [job.layer.node for job in jobs])
     reports = []
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Candidates for λ, as shares of the mean diagonal of E[x̂ x̂ᵀ]."""
 
 

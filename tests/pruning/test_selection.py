@@ -91,7 +91,7 @@ def test_groups_that_are_not_named_stay():
 
 @pytest.mark.parametrize(
     ("units", "align", "expected"),
-    [(64, 8, 8), (512, 16, 16), (32, 8, 4), (16, 8, 4), (64, 16, 4), (6, 8, 1), (64, 0, 1)],
+    [(128, 8, 8), (512, 16, 16), (32, 8, 4), (16, 8, 4), (64, 16, 4), (6, 8, 1), (64, 0, 1)],
 )
 def test_groups_of_few_vectors_are_aligned_to_part_of_one(units, align, expected):
     assert alignment(units, align) == expected
