@@ -27,6 +27,8 @@ Metric = Callable[[list[dict[str, Any]]], float]
 """Gets the outputs of a model on all batches, one mapping a batch, and returns a number, higher is better."""
 
 _PROFILED_RUNS = 12
+_TIMED_SECONDS = 1.0
+"""How long two models take turns at least: those of a millisecond need hundreds of turns for one percent."""
 _WARM_UP = 2
 
 
@@ -178,7 +180,7 @@ class ModelRunner:
         """
         config = {"session.force_spinning_stop": "1"}
         first, second = (session_of(model, optimize=True, config=config) for model in (reference, candidate))
-        result = bench(first, second, self._one(first), runs=rounds, min_seconds=0)
+        result = bench(first, second, self._one(first), runs=rounds, min_seconds=_TIMED_SECONDS)
         assert result.ratio is not None
         return result.ratio.median
 

@@ -20,6 +20,9 @@ from graphopt.errors import UsageError
 _BUFFER = 1 << 21
 """Numbers that are unfolded at a time: large enough for fast products, small beside the model's activations."""
 
+_WIDE = 512
+"""Weights of an output from which on adding up takes long beside multiplying."""
+
 _SHORT = 16
 """Runs of fewer numbers behind the channel axis are gathered into rows, longer ones multiplied where they are."""
 
@@ -98,12 +101,15 @@ def _patches(values: NDArray[np.float32], unfold: Unfold) -> Iterator[NDArray[np
         raise UsageError(f"it has shape {list(values.shape)}, which is not {wanted}")
     channels = values.shape[1]
     width = channels * math.prod(unfold.kernel)
-    for sample in values:
-        found = windows(sample, unfold)
-        first, rest = found.shape[1 + rank], math.prod(found.shape[2 + rank :])
-        step = max(1, _BUFFER // (width * rest)) if rest else 1
+    # Many small products, or sums much larger than what is added, take little longer for several samples than for one.
+    fits = _BUFFER // max(1, values[0].size * math.prod(unfold.kernel[1:]))
+    together = max(1, fits) if unfold.groups > 1 or width >= _WIDE else 1
+    for begin in range(0, len(values), together):
+        found = np.moveaxis(windows(values[begin : begin + together], unfold), 0, 1 + rank)
+        lead, first, rest = 2 + rank, found.shape[2 + rank], math.prod(found.shape[3 + rank :])
+        step = max(1, _BUFFER // (width * rest * found.shape[1 + rank])) if rest else 1
         for start in range(0, first, step):
-            part = found[(slice(None),) * (1 + rank) + (slice(start, start + step),)]
+            part = found[(slice(None),) * lead + (slice(start, start + step),)]
             block = _workspace(part.size).reshape(part.shape)
             np.copyto(block, part)
             yield block.reshape(unfold.groups, width // unfold.groups, -1)

@@ -17,6 +17,8 @@ from graphopt.pruning.selection import Curve, OutOfReachError, select
 
 Removed = dict[int, NDArray[np.bool_]]
 _HALVINGS = 40
+_LEAST = 1e-9
+"""Share of a group's scores below which nothing is left of it."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,15 @@ class Limits:
 
 
 def by_scores(group: Group, scores: NDArray[np.float64]) -> Ranking:
-    """Rank units by what they are worth, 1 on average: the lowest go first, of equal ones the later; losses add up."""
+    """Rank units by what they are worth: the lowest go first, of equal ones the later.
+
+    The loss of a cut is -log(share of the scores that stays), once for each layer that writes or reads the group, so
+    that the last units of a narrow group are dear, and halving a group that many layers hang on costs each of them.
+    """
     order = np.lexsort((-np.arange(group.units), scores))[: group.units - 1]
-    losses = np.concatenate([[0.0], np.cumsum(scores[order])])
+    gone = np.concatenate([[0.0], np.cumsum(scores[order])]) / (scores.sum() or 1.0)
+    layers = len({use.node for use in (*group.writers, *group.readers)})
+    losses = -np.log(np.maximum(1.0 - gone, _LEAST)) * max(layers, 1)
     return Ranking(group, Elimination(order, losses), Curve(group.index, np.arange(len(losses)), losses))
 
 

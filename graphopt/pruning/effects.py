@@ -16,15 +16,12 @@ from graphopt.analysis.channels import Group, Use
 from graphopt.analysis.statistics import Gram, Request, Statistics
 from graphopt.ir import Editor, Model, Node
 from graphopt.ir.query import static_shape
-from graphopt.pruning.matrices import bias_of, has_bias, layer_of, rows_of, write_rows
+from graphopt.pruning.matrices import WIDEST, bias_of, has_bias, layer_of, rows_of, width_of, write_rows
 from graphopt.pruning.relay import Outputs, Relay, Traces
 from graphopt.pruning.route import Stop, resting_places
-from graphopt.pruning.saliency import DAMPING, Elimination, Reader, compensated, eliminate
+from graphopt.pruning.saliency import DAMPING, Elimination, Reader, eliminate
 from graphopt.pruning.selection import Curve
 from graphopt.quantization.layers import LayerMatrix
-
-WIDEST = 6144
-"""Layers of more weights an output have no Gram matrix: it would be hundreds of megabytes."""
 
 _PART = 16
 """Samples that are run at a time."""
@@ -170,7 +167,8 @@ def readers_in(group: Group) -> list[Use]:
 
 
 def _is_narrow(node: Node) -> bool:
-    return layer_of(node) is not None and LayerMatrix.of(node).width <= WIDEST
+    layer = layer_of(node)
+    return layer is not None and width_of(layer) <= WIDEST
 
 
 def _first(group: Group, place: Mapping[Node, int]) -> int:
@@ -178,22 +176,22 @@ def _first(group: Group, place: Mapping[Node, int]) -> int:
 
 
 def _ranked(group: Group, readers: Mapping[Use, Reader], effects: Effects) -> Ranking:
-    elimination = eliminate(list(readers.values()))
     cuts = sorted({count for share in FRACTIONS if 0 < (count := round(share * group.units)) < group.units} or {1})
+    elimination, weights = eliminate(list(readers.values()), cuts=cuts)
     ratios = []
     for count in cuts:
-        gone = np.zeros(group.units, np.bool_)
-        gone[elimination.order[:count]] = True
-        changed = {use.node: _changed(use.node, reader, gone) for use, reader in readers.items()}
+        pairs = zip(readers.items(), weights[count], strict=True)
+        changed = {use.node: _changed(use.node, reader, left) for (use, reader), left in pairs}
         ratios.append(effects.loss(changed) / (elimination.errors[count] or 1.0))
     counts = np.arange(len(elimination.errors))
     losses = np.maximum.accumulate(elimination.errors * np.interp(counts, cuts, ratios))
     return Ranking(group, elimination, Curve(group.index, counts, losses))
 
 
-def _changed(node: Node, reader: Reader, gone: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return weights and bias with which a layer does without the units that are ``gone``."""
-    weights = compensated(reader, gone)
+def _changed(
+    node: Node, reader: Reader, weights: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return ``weights`` as rows, and the bias that goes with them: outputs keep their means."""
     layer = layer_of(node)
     assert layer is not None
     moved = ((reader.weights - weights) @ reader.mean[:, :, None]).reshape(-1)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.ir import Editor, Node, attr, constant
 from graphopt.ir import linear as layers
-from graphopt.ir.query import sole_use
+from graphopt.ir.query import sole_use, static_shape
 
 Array = NDArray[np.float64]
+
+WIDEST = 6144
+"""Layers of more weights an output have no Gram matrix: it would be hundreds of megabytes."""
 
 
 def layer_of(node: Node) -> layers.Linear | None:
@@ -38,6 +43,11 @@ def rows_of(layer: layers.Linear) -> Array:
     wide = array.astype(np.float64)
     turned = wide if _outputs_first(layer) else wide.T
     return turned.reshape(len(turned), -1)
+
+
+def width_of(layer: layers.Linear) -> int:
+    """Return how many weights an output has."""
+    return math.prod(static_shape(layer.weight) or ()) // max(layer.channels, 1)
 
 
 def bias_of(layer: layers.Linear) -> Array:

@@ -54,14 +54,22 @@ class Elimination:
     errors: Array
 
 
-def eliminate(readers: Sequence[Reader], least: int = 1) -> Elimination:
-    """Order the units until ``least`` are left. ``readers`` agree in the number of units."""
+def eliminate(
+    readers: Sequence[Reader], least: int = 1, cuts: Sequence[int] = ()
+) -> tuple[Elimination, dict[int, list[Array]]]:
+    """Order the units until ``least`` are left. ``readers`` agree in the number of units.
+
+    Return with it, for each number of units in ``cuts``, the readers' weights [G, O, K] once so many are gone: zero for
+    those, the rest making up for them.
+    """
     states = [_State(reader) for reader in readers]
     alive = np.arange(len(readers[0].columns))
     order: list[int] = []
     errors = [0.0]
+    weights: dict[int, list[Array]] = {}
     while len(alive) > least:
-        count = min(max(1, len(alive) // _SHARE), len(alive) - least)
+        ahead = [cut - len(order) for cut in cuts if cut > len(order)]
+        count = min(max(1, len(alive) // _SHARE), len(alive) - least, *ahead)
         scores = np.sum([state.scores() for state in states], axis=0)
         chosen = np.sort(np.argsort(scores, kind="stable")[:count])
         spent = sum(state.remove(chosen) for state in states)
@@ -69,16 +77,9 @@ def eliminate(readers: Sequence[Reader], least: int = 1) -> Elimination:
         order.extend(int(unit) for unit in alive[sequence])
         errors.extend(errors[-1] + spent * np.arange(1, count + 1) / count)
         alive = np.delete(alive, chosen)
-    return Elimination(np.array(order, np.int64), np.array(errors))
-
-
-def compensated(reader: Reader, removed: NDArray[np.bool_]) -> Array:
-    """Return the reader's weights [G, O, K], zero for the ``removed`` [units], the rest making up for them."""
-    state = _State(reader)
-    state.remove(np.flatnonzero(removed))
-    found = np.zeros_like(reader.weights)
-    found[:, :, state.original] = state.weights
-    return found
+        if len(order) in cuts:
+            weights[len(order)] = [state.whole() for state in states]
+    return Elimination(np.array(order, np.int64), np.array(errors)), weights
 
 
 class _State:
@@ -94,6 +95,13 @@ class _State:
         self.weight = reader.weight
         self.columns = reader.columns.copy()
         self.original = np.arange(gram.shape[-1])
+        self.width = gram.shape[-1]
+
+    def whole(self) -> Array:
+        """Return the weights [G, O, K], zero for what was removed."""
+        found = np.zeros((*self.weights.shape[:2], self.width))
+        found[:, :, self.original] = self.weights
+        return found
 
     def scores(self) -> Array:
         """Return what removing each unit alone costs, [units left]."""

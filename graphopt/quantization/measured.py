@@ -25,7 +25,7 @@ from graphopt.targets import Quantization
 
 _ROUNDS = 3
 """Trials after the first, at most."""
-_TIE = 0.01
+_TIE = 0.005
 """Latency ratios closer than this are equal: the trial with more integers is taken."""
 
 

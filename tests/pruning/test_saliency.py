@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from graphopt.pruning.saliency import Reader, compensated, eliminate
+from graphopt.pruning.saliency import Reader, eliminate
 
 RNG = np.random.default_rng(3)
 
@@ -33,7 +33,7 @@ def test_errors_are_those_of_refitting_at_every_step():
     for groups in (1, 2):
         item = reader(groups=groups)
 
-        found = eliminate([item])
+        found, _ = eliminate([item])
 
         assert found.errors[0] == 0
         for count in range(1, 5):
@@ -44,28 +44,32 @@ def test_the_first_to_go_is_the_cheapest_over_all_readers():
     items = [reader(weight=0.5), reader(per=1, weight=3.0)]
     costs = [sum(item.weight * brute(item, [unit])[0] for item in items) for unit in range(5)]
 
-    found = eliminate(items)
+    found, _ = eliminate(items)
 
     assert found.order[0] == np.argmin(costs)
     np.testing.assert_allclose(found.errors[1], min(costs), rtol=1e-5)
 
 
-def test_what_is_compensated_is_the_least_squares_solution():
-    item = reader()
-    gone = np.array([True, False, False, True, False])
+def test_weights_at_a_cut_are_the_least_squares_solution():
+    items = [reader(units=70, per=1), reader(units=70)]
 
-    np.testing.assert_allclose(compensated(item, gone), brute(item, [0, 3])[1], rtol=1e-4, atol=1e-6)
+    found, weights = eliminate(items, cuts=[1, 36, 40])
+
+    assert list(weights) == [1, 36, 40]
+    for count, pair in weights.items():
+        for item, kept in zip(items, pair, strict=True):
+            np.testing.assert_allclose(kept, brute(item, found.order[:count])[1], rtol=1e-4, atol=1e-5)
 
 
 def test_greedy_is_near_the_best_pair():
     item = reader(units=6)
     best = min(brute(item, pair)[0] for pair in itertools.combinations(range(6), 2))
 
-    assert eliminate([item]).errors[2] <= 1.5 * best
+    assert eliminate([item])[0].errors[2] <= 1.5 * best
 
 
 def test_some_units_stay():
-    found = eliminate([reader(units=8)], least=3)
+    found, _ = eliminate([reader(units=8)], least=3)
 
     assert len(found.order) == 5
     assert len(set(found.order.tolist())) == 5
@@ -77,7 +81,7 @@ def test_a_unit_that_is_never_active_goes_first_and_costs_nothing():
     gram[:, 2, :] = gram[:, :, 2] = 0
     silent = Reader(item.weights, gram, item.mean, np.arange(4)[:, None])
 
-    found = eliminate([silent])
+    found, _ = eliminate([silent])
 
     assert found.order[0] == 2
     assert found.errors[1] < 1e-6 * silent.power
