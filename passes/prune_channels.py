@@ -23,8 +23,9 @@ A second run takes its fraction of what the first one left.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import ClassVar
 
 from graphopt.analysis import Shapes
@@ -69,6 +70,7 @@ class PruneChannels(Pass):
     align: int = option(-1, "channels that stay are multiples of this; -1: the target's vector width", ge=-1)
     min_channels: int = option(1, "channels that every group keeps at least", ge=1)
     ignore: str = option("", "layers whose channels all stay: names or operators, with * and ?, separated by commas")
+    floors: str = option("", "fractions that single layers keep at least: name or operator=fraction, with commas")
     heads: str = option("heads", "what attention loses: heads, or dimensions of every head", choices=("heads", "dims"))
     steps: int = option(1, "in how many steps, each ranked anew on the network refit after the last", ge=1, le=64)
     recover: bool = option(True, "refit what is left where there is calibration data")
@@ -87,6 +89,7 @@ class PruneChannels(Pass):
                 hint="prune the float model and quantize behind it, or run strip-qdq first",
             )
         wanted, ignored, criterion = self._budget(), self._ignored(model), self._criterion(ctx)
+        floors = self._floors(model)
         changes, history, first = Changes(), History.of(model), 0.0
         for step in range(1, self.steps + 1):
             analysis = ctx.get(HeadDimensions if self.heads == "dims" else Channels)
@@ -97,18 +100,22 @@ class PruneChannels(Pass):
             costs = wanted.costs(model, groups, self._seconds(model, ctx))
             first = first or costs.whole
             share = min(1.0, wanted.share ** (step / self.steps) * first / costs.whole)
-            removed = self._chosen(
-                prune.rankings(model, groups, criterion, ctx.runner), groups, wanted, share, costs, ctx
-            )
+            ranked = prune.rankings(model, groups, criterion, ctx.runner)
+            kept = {group.index: max([0.0, *(floors.get(use.node, 0.0) for use in group.writers)]) for group in groups}
+            removed = self._chosen(ranked, groups, wanted, share, costs, self._limits(ctx, kept), ctx)
             if not removed:
                 break
+            self._note(ctx, groups, removed)
             changes["groups"] = max(changes["groups"], len(removed))
             changes["channels"] += sum(int(gone.sum()) for gone in removed.values())
             changes["parameters"] += history.remove(model, ctx.edit, analysis, removed)
             ctx.analyses.drop()
             if self.recover and ctx.runner is not None and ctx.runner.has_data:
                 ctx.get(Shapes)
-                changes["refit"] = len(history.recover(model, ctx.edit, ctx.runner))
+                left = partial(_say_left, ctx)
+                refits = history.recover(model, ctx.edit, ctx.runner, left)
+                changes["refit"] = len(refits)
+                ctx.notes.setdefault(self.name, {})["refit"] = [asdict(refit) for refit in refits]
         return changes
 
     def _budget(self) -> Budget:
@@ -145,6 +152,7 @@ class PruneChannels(Pass):
         wanted: Budget,
         share: float,
         costs: CostModel,
+        limits: Limits,
         ctx: PassContext,
     ) -> Removed:
         """Return what goes (group index -> bool[units]) so that ``share`` of the costs stays."""
@@ -152,15 +160,14 @@ class PruneChannels(Pass):
         for group in groups:
             if group.index not in known:
                 ctx.missed("PRUNE002", _anchor(group), "its channels stay: no layer tells what they are worth")
-        align = self.align if self.align >= 0 else ctx.host_or_target.vector_width
         try:
-            removed = prune.pick(ranked, Limits(align, self.min_channels), wanted, costs, share)
+            removed = prune.pick(ranked, limits, wanted, costs, share)
         except OutOfReachError as error:
             raise UsageError(
                 f"{wanted.kind}={wanted.share:g} cannot be reached: the least that can stay is "
                 f"{error.best / costs.whole * wanted.share / share:.3f}",
                 where=self.name,
-                hint="a smaller align or min_channels, or fewer layers in ignore, lets more go",
+                hint="a smaller align or min_channels, lower floors, or fewer layers in ignore, let more go",
             ) from error
         by_index = {group.index: group for group in groups}
         return {
@@ -169,23 +176,62 @@ class PruneChannels(Pass):
             if ctx.may_rewrite(_anchor(by_index[index]), f"{gone.sum()} of {len(gone)} channels go")
         }
 
+    def _note(self, ctx: PassContext, groups: list[Group], removed: Removed) -> None:
+        """Put what the groups keep into the report, a list for each step."""
+        found = [
+            {
+                "written by": [use.node.name for use in group.writers],
+                "channels": group.units,
+                "kept": group.units - int(removed[group.index].sum() if group.index in removed else 0),
+            }
+            for group in groups
+        ]
+        ctx.notes.setdefault(self.name, {}).setdefault("groups", []).append(found)
+
+    def _limits(self, ctx: PassContext, floors: dict[int, float]) -> Limits:
+        align = self.align if self.align >= 0 else ctx.host_or_target.vector_width
+        return Limits(align, self.min_channels, floors)
+
     def _ignored(self, model: Model) -> set[Node]:
-        found: set[Node] = set()
-        for pattern in filter(None, (text.strip() for text in self.ignore.split(","))):
-            named = {node for node in nodes(model) if _is_called(node, pattern)}
-            if not named:
+        return {node for pattern in _items(self.ignore) for node in self._called(model, pattern, "ignore")}
+
+    def _floors(self, model: Model) -> dict[Node, float]:
+        found: dict[Node, float] = {}
+        for item in _items(self.floors):
+            pattern, _, text = item.rpartition("=")
+            try:
+                share = float(text)
+            except ValueError:
+                share = -1.0
+            if not pattern or not 0 <= share <= 1:
                 raise UsageError(
-                    f"no node and no operator is called {pattern!r}",
-                    where=f"{self.name}{{ignore}}",
-                    hint="graphopt show MODEL --channels names the layers of each group",
+                    f"{item!r} is not a name, =, and a fraction from 0 to 1", where=f"{self.name}{{floors}}"
                 )
-            found |= named
+            found |= dict.fromkeys(self._called(model, pattern.strip(), "floors"), share)
+        return found
+
+    def _called(self, model: Model, pattern: str, where: str) -> list[Node]:
+        found = [node for node in nodes(model) if _is_called(node, pattern)]
+        if not found:
+            raise UsageError(
+                f"no node and no operator is called {pattern!r}",
+                where=f"{self.name}{{{where}}}",
+                hint="graphopt show MODEL --channels names the layers of each group",
+            )
         return found
 
     def _say_why_not(self, analysis: Channels, ctx: PassContext) -> None:
         reasons = Counter(pin.why for pin in analysis.pins)
         listed = "; ".join(f"{why} ({count})" for why, count in reasons.most_common(_MOST_REASONS))
         ctx.missed("PRUNE001", None, f"nothing can be pruned: {listed or 'no layer has weights with channels'}")
+
+
+def _say_left(ctx: PassContext, node: Node, why: str) -> None:
+    ctx.missed("PRUNE003", node, f"its weights are not refit: {why}")
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def _is_called(node: Node, pattern: str) -> bool:

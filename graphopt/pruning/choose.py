@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +24,19 @@ _LEAST = 1e-9
 
 @dataclass(frozen=True)
 class Limits:
-    """What may go at all: counts that stay are multiples of ``align`` (see budget.alignment), ``least`` or more."""
+    """What may go at all: counts that stay are multiples of ``align`` (see budget.alignment), ``least`` or more.
+
+    ``floors`` holds the fraction that single groups, by index, keep at least.
+    """
 
     align: int
     least: int
+    floors: Mapping[int, float] = field(default_factory=dict)
 
     def levels(self, group: Group) -> NDArray[np.int64]:
         """Return how many units of a group may go."""
-        return levels(group, self.align, self.least)
+        floor = math.ceil(self.floors.get(group.index, 0.0) * group.units - 1e-9)
+        return levels(group, self.align, max(self.least, floor))
 
 
 def by_scores(group: Group, scores: NDArray[np.float64]) -> Ranking:

@@ -7,7 +7,7 @@ there: to what the original network had behind them, less what the pruned networ
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from graphopt.analysis.statistics import Unfold
 from graphopt.ir import Model, Node, Value, attr, constant
 from graphopt.ir import linear as layers
 from graphopt.ir.query import is_constant, rank_of, same_shape, scalar, shape_of, sole_use, static_shape
-from graphopt.pruning.matrices import layer_of
+from graphopt.pruning.matrices import WIDEST, layer_of, width_of
 from graphopt.quantization.layers import unfold_of
 
 Array = NDArray[np.float64]
@@ -76,11 +76,16 @@ def _clipping(node: Node) -> tuple[float, float] | None:
     return (-math.inf if low is None else float(low), math.inf if high is None else float(high)) if known else None
 
 
-def find_jobs(model: Model, shrunk: frozenset[str]) -> list[Job]:
+Declined = Callable[[Node, str], None]
+"""Told of each layer that cannot be refit, and why."""
+
+
+def find_jobs(model: Model, shrunk: frozenset[str], declined: Declined | None = None) -> list[Job]:
     """Return the layers, in the order of the graph, whose inputs are not those of the original any more.
 
     ``shrunk`` names the values that lost channels.
     """
+    say = declined or (lambda node, why: None)
     changed: set[Value] = set()
     upstream: dict[Value, int] = {}
     jobs: list[Job] = []
@@ -94,7 +99,7 @@ def find_jobs(model: Model, shrunk: frozenset[str]) -> list[Job]:
         )
         if lossy:
             changed.update(node.outputs)
-            layer = _refittable(node)
+            layer = _refittable(node, say)
             if layer is not None:
                 latest = index
                 jobs.append(_start(layer))
@@ -108,14 +113,23 @@ def _is_depthwise(node: Node) -> bool:
     return shape is not None and shape[1] == 1 and int(attr(node, "group", 1)) > 1
 
 
-def _refittable(node: Node) -> layers.Linear | None:
+def _refittable(node: Node, say: Declined) -> layers.Linear | None:
     layer = layer_of(node)
-    if layer is None or layers.is_shared(layer.weight):
+    if layer is None:
+        if node.op_type == "ConvTranspose":
+            say(node, "transposed convolutions have no Gram matrix here")
+        return None
+    if layers.is_shared(layer.weight):
+        say(node, "they are shared with another layer")
+        return None
+    if width_of(layer) > WIDEST:
+        say(node, f"{width_of(layer)} inputs are too many for a Gram matrix")
         return None
     try:
         if node.op_type == "Conv":
             unfold_of(node, static_shape(layer.weight) or ())
-    except ValueError:
+    except ValueError as error:
+        say(node, str(error))
         return None
     return layer
 

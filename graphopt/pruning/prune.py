@@ -15,6 +15,7 @@ from graphopt.pruning import activations, budget, importance
 from graphopt.pruning.choose import Limits, Removed, by_scores, choose, keep_fraction
 from graphopt.pruning.costs import CostModel
 from graphopt.pruning.effects import Ranking, Runs, rank
+from graphopt.pruning.jobs import Declined
 from graphopt.pruning.recovery import Refit, recover
 from graphopt.pruning.rewire import remove
 
@@ -92,9 +93,9 @@ class History:
                 mine[axis] = mine[axis][left] if axis in mine else left
         return shrunk.parameters
 
-    def recover(self, model: Model, edit: Editor, runner: Runs) -> list[Refit]:
-        """Refit ``model`` to what the original gave."""
-        return recover(self.original, model, edit, self.kept, runner)
+    def recover(self, model: Model, edit: Editor, runner: Runs, declined: Declined) -> list[Refit]:
+        """Refit ``model`` to what the original gave; ``declined`` is told of layers that are left as they are."""
+        return recover(self.original, model, edit, self.kept, runner, declined=declined)
 
 
 def pick(ranked: Sequence[Ranking], limits: Limits, wanted: Budget, costs: CostModel, share: float) -> Removed:

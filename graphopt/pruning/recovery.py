@@ -6,7 +6,7 @@ Each layer is refit in turn, on what reaches it in the pruned network, to what t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.patches import placed, unfolded
 from graphopt.ir import Editor, Model
-from graphopt.pruning.jobs import Job, find_jobs
+from graphopt.pruning.jobs import Declined, Job, find_jobs
 from graphopt.pruning.matrices import bias_of, has_bias, rows_of, write_rows
 from graphopt.pruning.refit import Fit, Moments, fit
 from graphopt.pruning.relay import Outputs, Relay, Traces
@@ -58,13 +58,15 @@ def recover(
     kept: Kept,
     runner: Traces,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    declined: Declined | None = None,
 ) -> list[Refit]:
     """Refit the layers of ``pruned``, through ``edit``, so that it gives what ``original`` gives.
 
+    ``declined`` is told of layers that are left as they are.
+
     Nodes and values of both that correspond have the same names. Raises GraphOptError.
     """
-    jobs = find_jobs(pruned, frozenset(kept))
+    jobs = find_jobs(pruned, frozenset(kept), declined)
     most = min(_DENSEST, max(16, _ROWS // (runner.samples or _ROWS // _DENSEST)))
     stops = resting_places((original, pruned), [job.layer.node for job in jobs])
     reports = []
@@ -77,8 +79,6 @@ def recover(
             found = _Refitting(job, relay, kept, most).run(Path(folder))
             _write(job, found, edit)
             reports.append(Refit(job.layer.node.name or "", found.damping, found.before, found.after))
-            if progress is not None:
-                progress(index + 1, len(jobs))
     return reports
 
 

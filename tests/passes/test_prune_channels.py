@@ -208,3 +208,40 @@ def test_all_kept_is_no_change():
     assert not result.run.ctx.rewrites
     assert len(list(nodes(after))) == len(list(nodes(before)))
     check_equivalent(before, after, IMAGE)
+
+
+def test_single_layers_keep_at_least_their_floor():
+    model, result = optimized(chain(), 'prune-channels{channels=0.5,align=0,floors="first=0.75"}')
+
+    assert [shape(model, name) for name in ("w1", "w2")] == [(6, 3, 1, 1), (3, 6, 1, 1)]
+    (groups,) = result.report()["notes"]["prune-channels"]["groups"]
+    assert [(group["written by"], group["kept"]) for group in groups] == [(["first"], 6), (["second"], 3)]
+
+
+@pytest.mark.parametrize(
+    ("floors", "said"),
+    [
+        ("first=2", "fraction from 0 to 1"),
+        ("first", "not a name"),
+        ("=0.5", "not a name"),
+        ("Nobody=0.5", "no operator is called"),
+    ],
+)
+def test_floors_that_mean_nothing_are_refused(floors, said):
+    with pytest.raises(UsageError, match=said):
+        optimized(chain(), f'prune-channels{{channels=0.5,floors="{floors}"}}')
+
+
+def test_layers_that_cannot_be_refit_are_named():
+    text = """agraph (float[1, 3, 5, 5] x) => (float[1, 4, 5, 5] y) {
+        [first] h = Conv(x, w1, b1)
+        r = Relu(h)
+        [second] k = Conv(h, w2)
+        [third] m = Conv(r, w2)
+        y = Add(k, m)
+    }"""
+    model = model_of(text, weights=weights(w1=(8, 3, 1, 1), b1=(8,), w2=(4, 8, 1, 1)))
+    result = optimize(model, pipeline="prune-channels{channels=0.5,align=0,criterion=l1}", data="random")
+
+    assert shape(model, "w2") == (4, 4, 1, 1)
+    assert [d.node for d in result.diagnostics if d.code == "PRUNE003"] == ["second", "third"]
