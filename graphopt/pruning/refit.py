@@ -97,7 +97,7 @@ class Means:
         ridge = np.where(mean > 0, mean * damping, 1.0)[:, None, None]
         wanted = self.cross + ridge * weights
         left = self.gram + ridge * np.eye(self.gram.shape[-1])
-        return np.asarray(np.asarray(np.linalg.solve(left, wanted.swapaxes(1, 2)).swapaxes(1, 2)), np.float64)
+        return np.asarray(np.linalg.solve(left, wanted.swapaxes(1, 2)).swapaxes(1, 2), np.float64)
 
     def bias(self, weights: Array) -> Array:
         """Return the bias [O] that gives the right means with ``weights``; zeros where there is to be none."""
