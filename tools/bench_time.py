@@ -50,14 +50,15 @@ def in_turns(models: Mapping[str, Path], feed: Mapping[str, Any], base: str, wat
     gc.collect()
     gc.disable()
     try:
-        for index in range(watch.rounds):
-            if index % math.ceil(watch.rounds / watch.sessions) == 0:
-                sessions = {name: Session(path, config=_QUIET) for name, path in models.items()}
-                first = watch.turn(sessions[base], feed, 3)
-                runs = max(1, min(50, math.ceil(watch.turn_seconds / first)))
-            seconds = {name: watch.turn(sessions[name], feed, runs) for name in rotated(names, index)}
-            for name in names:
-                ratios[name].append(seconds[name] / seconds[base])
+        each = math.ceil(watch.rounds / watch.sessions)
+        for start in range(0, watch.rounds, each):
+            sessions = {name: Session(path, config=_QUIET) for name, path in models.items()}
+            first = watch.turn(sessions[base], feed, 3)
+            runs = max(1, min(50, math.ceil(watch.turn_seconds / first)))
+            for index in range(start, min(start + each, watch.rounds)):
+                seconds = {name: watch.turn(sessions[name], feed, runs) for name in rotated(names, index)}
+                for name in names:
+                    ratios[name].append(seconds[name] / seconds[base])
     finally:
         gc.enable()
     return {name: median(values) for name, values in ratios.items()}
