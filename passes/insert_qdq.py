@@ -38,7 +38,7 @@ from graphopt.quantization.grid import Grid
 from graphopt.quantization.guard import refuse_quantized
 from graphopt.quantization.insert import Inserter, Layer
 from graphopt.quantization.layers import LayerMatrix
-from graphopt.quantization.measured import Kept, Measured, Measurement
+from graphopt.quantization.measured import WORTH, Kept, Measured, Measurement
 from graphopt.quantization.mixed import Bound, mixed
 from graphopt.quantization.placement import LINEAR, Placement, place
 from graphopt.quantization.plan import (
@@ -55,8 +55,7 @@ from graphopt.quantization.sensitivity import measure
 from graphopt.quantization.trial import Plan
 from graphopt.targets import Quantization
 
-_INT4_OPSET = 21
-"""From this opset on there are tensors of 4-bit integers."""
+_INT4_OPSET = 21  # the first with tensors of 4-bit integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +149,7 @@ class InsertQdq(Pass):
         if bound and layers:
             wide = replace(choices, activations=facts.wide_activations) if facts.wide_activations else None
             fine = {value: found.grid for value, found in value_ranges(full, statistics, wide).items()} if wide else {}
-            plan = _within(bound, ctx, facts, plan, fine)
+            plan = self._still_faster(ctx, facts, plan, _within(bound, ctx, facts, plan, fine), choices)
         if self.sensitivity and layers and ctx.runner is not None:
             costs = measure(ctx.edit.model, facts, plan, ctx.runner, limit=self.sensitivity, metrics=True)
             ctx.notes.setdefault(self.name, {})["sensitivity"] = costs.to_json()
@@ -164,6 +163,19 @@ class InsertQdq(Pass):
     def _may_merge(self, ctx: PassContext, facts: Quantization) -> bool:
         """Tell whether a target was named that has the operator; without one the model stays plain ONNX."""
         return ctx.target is not None and facts.product.partition("::")[0] in ctx.target.domains
+
+    def _still_faster(self, ctx: PassContext, facts: Quantization, before: Plan, plan: Plan, choices: Choices) -> Plan:
+        """Return ``plan``, or nothing where what a bound has put back to float leaves too little to gain."""
+        if self.placement != "measured" or ctx.runner is None or not ctx.host_or_target.is_host:
+            return plan
+        if not plan.layers or plan.placement.nodes == before.placement.nodes:
+            return plan
+        whole = Measurement(ctx.edit.model, facts, before.placement, before.grids, choices, ctx.runner)
+        ratio = whole.ratio_of(plan.placement)
+        if ratio <= WORTH:
+            return plan
+        ctx.warn("QDQ005", None, f"the model stays in float: what meets the bound takes {ratio:.2f} of float's latency")
+        return plan.within(Placement((), {}, frozenset()))
 
     def _faster(
         self, ctx: PassContext, facts: Quantization, full: Placement, grids: dict[Value, Grid], choices: Choices
@@ -209,8 +221,7 @@ def _facts(ctx: PassContext) -> Quantization:
 
 
 def _why(kept: Kept) -> str:
-    others = len(kept.nodes) - 1
-    what = f"it and {others} next to it stay in float" if others else "stays in float"
+    what = f"it and {len(kept.nodes) - 1} next to it stay in float" if len(kept.nodes) > 1 else "stays in float"
     if kept.integer_seconds > kept.float_seconds:
         return f"{what}: {kept.integer_seconds * 1e3:.3f} ms in integers, {kept.float_seconds * 1e3:.3f} ms in float"
     return f"{what}: converting between integers and floats around them takes more than integers save"

@@ -52,12 +52,13 @@ class Request:
     """One statistic of one value (by its name in the model).
 
     ``range``: smallest and largest number. ``moving``: averages over batches of the smallest and the largest.
-    ``histogram``: counts on a grid of power-of-two width. ``channel_range`` and ``channel_mean``: by index along
-    ``axis``. ``gram``: sums of x xᵀ and of x over all rows x along ``axis`` or over all patches of ``unfold``.
+    ``histogram``: counts on a grid of power-of-two width. ``channel_range``, ``channel_mean`` and ``channel_power``
+    (the mean square): by index along ``axis``. ``gram``: sums of x xᵀ and of x over all rows x along ``axis`` or over
+    all patches of ``unfold``.
     """
 
     value: str
-    kind: Literal["range", "moving", "histogram", "channel_range", "channel_mean", "gram"]
+    kind: Literal["range", "moving", "histogram", "channel_range", "channel_mean", "channel_power", "gram"]
     axis: int = -1
     unfold: Unfold | None = None
 
@@ -252,6 +253,11 @@ class ChannelMean(Statistic):
 
 
 @dataclass(frozen=True, eq=False)
+class ChannelPower(ChannelMean):
+    """Sum of the squares of each channel, float64[C], over ``count`` numbers a channel; ``mean`` is the mean square."""
+
+
+@dataclass(frozen=True, eq=False)
 class Gram(Statistic):
     """Sums of x xᵀ, float64[groups, K, K], and of x, float64[groups, K], over ``count`` rows x (a group).
 
@@ -289,6 +295,7 @@ KINDS: Mapping[str, type[Statistic]] = {
     "histogram": Histogram,
     "channel_range": ChannelRange,
     "channel_mean": ChannelMean,
+    "channel_power": ChannelPower,
     "gram": Gram,
 }
 """The class of statistic that each kind of request gets."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.statistics import (
     ChannelMean,
+    ChannelPower,
     ChannelRange,
     Gram,
     Histogram,
@@ -155,6 +156,13 @@ class _ChannelMeanObserver(_Simple):
         self._merge(ChannelMean(blocks.sum(axis=(0, 2), dtype=np.float64), blocks.shape[0] * blocks.shape[2]))
 
 
+class _ChannelPowerObserver(_ChannelMeanObserver):
+    def add(self, array: NDArray[Any], low: float, high: float) -> None:
+        blocks = _by_channel(array, self._axis)
+        total = np.einsum("bci,bci->c", blocks, blocks, dtype=np.float64)
+        self._merge(ChannelPower(total, blocks.shape[0] * blocks.shape[2]))
+
+
 def _by_channel(array: NDArray[Any], axis: int) -> NDArray[Any]:
     """Return a view [before, C, behind]."""
     if not -array.ndim <= axis < array.ndim:
@@ -194,5 +202,7 @@ def observer(request: Request) -> Observer:
             return _ChannelRangeObserver(request.axis)
         case "channel_mean":
             return _ChannelMeanObserver(request.axis)
+        case "channel_power":
+            return _ChannelPowerObserver(request.axis)
         case "gram":
             return _GramObserver(request)

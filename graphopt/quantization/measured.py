@@ -25,6 +25,8 @@ from graphopt.targets import Quantization
 
 _ROUNDS = 3
 """Trials after the first, at most."""
+WORTH = 0.98
+"""Latency ratios above this are not worth the rounding: they may as well be noise of the measurement."""
 _TIE = 0.005
 """Latency ratios closer than this are equal: the trial with more integers is taken."""
 
@@ -137,7 +139,12 @@ class Measurement:
         least = min(ratio for ratio, _, _ in tried)
         ratio, best, back = next(trial for trial in tried if trial[0] <= least + _TIE)
         ratios = tuple(ratio for ratio, _, _ in tried)
-        return Measured(best if ratio <= 1 else None, back, ratios, ratio)
+        return Measured(best if ratio <= WORTH else None, back, ratios, ratio)
+
+    def ratio_of(self, placement: Placement) -> float:
+        """Return the latency of ``placement`` over that of floats."""
+        positions = {node: index for index, node in enumerate(self.model.graph)}
+        return self.timer.latency_ratio(numbered_copy(self.model), self._trial(placement, positions).model)
 
     def _never(self) -> list[Node]:
         chosen = set(self.full.nodes)

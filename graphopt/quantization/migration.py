@@ -64,7 +64,7 @@ def requests_of(region: Region) -> list[Request]:
     asked: dict[Request, None] = {}
     for end in region.sinks:
         name, axis = _input_name(end.node), end.layout.axes[0]
-        asked |= {Request(name, "channel_range", axis=axis): None, Request(name, "gram", axis=axis): None}
+        asked |= {Request(name, "channel_range", axis=axis): None, Request(name, "channel_power", axis=axis): None}
     return list(asked)
 
 
@@ -76,8 +76,7 @@ def loads_of(region: Region, statistics: Statistics) -> list[Load]:
 def _load(end: End, statistics: Statistics) -> Load:
     name, axis = _input_name(end.node), end.layout.axes[0]
     seen = statistics[Request(name, "channel_range", axis=axis)]
-    gram = statistics[Request(name, "gram", axis=axis)]
-    second = np.diagonal(gram.second, axis1=1, axis2=2).reshape(-1)
+    second = statistics[Request(name, "channel_power", axis=axis)].mean
     weights = input_weights(end.node)
     groups = int(attr(end.node, "group", 1))
     squares = np.square(weights).reshape(groups, weights.shape[0] // groups, weights.shape[1], -1)

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from graphopt.analysis.statistics import (
     BINS,
     ChannelMean,
+    ChannelPower,
     ChannelRange,
     Gram,
     Histogram,
@@ -41,6 +42,7 @@ STATISTICS = {
     "histogram": ARRAYS.map(Histogram.of),
     "channel_range": st.builds(ChannelRange, vectors((3,), np.float32), vectors((3,), np.float32)),
     "channel_mean": st.builds(ChannelMean, vectors((3,)), st.integers(1, 100)),
+    "channel_power": st.builds(ChannelPower, vectors((3,)), st.integers(1, 100)),
     "gram": st.builds(Gram, vectors((2, 3, 3)), vectors((2, 3)), st.integers(1, 100)),
 }
 

@@ -42,6 +42,7 @@ ALL = [
     Request("r", "channel_mean", axis=1),
     Request("r", "gram", axis=1),
     Request("x", "gram", unfold=SAME),
+    Request("r", "channel_power", axis=1),
 ]
 
 
@@ -81,6 +82,7 @@ def test_statistics_are_those_of_the_values_that_the_model_computes():
     np.testing.assert_allclose(stats[ALL[6]].second[0], rows.T @ rows / len(rows), rtol=1e-5)
     np.testing.assert_allclose(stats[ALL[6]].mean[0], rows.mean(0), rtol=1e-5)
     assert stats[ALL[6]].count == len(rows)
+    np.testing.assert_allclose(stats[ALL[8]].mean, (rows**2).mean(0), rtol=1e-6)
 
 
 def test_the_gram_of_patches_gives_the_power_of_a_convolutions_output():
@@ -357,7 +359,7 @@ w = np.random.default_rng(0).normal(size=(32, 3, 3, 3)).astype(np.float32)
 model = model_of("agraph (float[N, 3, 64, 64] x) => (float[N, 32, H, W] y) { y = Conv (x, w) }", weights={"w": w})
 batches = lambda: ({"x": np.ones((8, 3, 64, 64), np.float32)} for _ in range(int(sys.argv[1])))
 data = Dataset("ones", batches, DiagnosticSink(), rows=frozenset({"x"}))
-kinds = ("range", "moving", "histogram", "channel_range", "channel_mean", "gram")
+kinds = ("range", "moving", "histogram", "channel_range", "channel_mean", "channel_power", "gram")
 collect(model, [Request("y", kind, axis=1) for kind in kinds], data)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -160,3 +160,15 @@ def test_refuses_a_strength_out_of_bounds(alpha: str) -> None:
             pipeline=f'migrate-scales{{alpha="{alpha}"}}',
             data="random",
         )
+
+
+def test_what_is_always_empty_is_left_alone():
+    text = """g (float[2,4] x) => (float[k,3] y) {
+        z = Slice(x, none, none, none)
+        e = MatMul(z, left)
+        y = MatMul(e, right)
+    }"""
+    ones = {"left": np.ones((4, 4), np.float32), "right": np.ones((4, 3), np.float32)}
+    model = model_of(text, weights={"none": np.array([0], np.int64), **ones})
+    optimize(model, pipeline="migrate-scales", data="random")
+    assert operators(model)["MatMul"] == 2
