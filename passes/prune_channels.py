@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import ClassVar
 
@@ -41,6 +40,7 @@ from graphopt.pruning.effects import Ranking
 from graphopt.pruning.prune import Budget, History
 from graphopt.pruning.selection import OutOfReachError
 from graphopt.quantization.guard import quantized_node
+from graphopt.quantization.half import is_named
 
 _MOST_REASONS = 20
 """Reasons listed of a model with nothing to prune."""
@@ -211,7 +211,7 @@ class PruneChannels(Pass):
         return found
 
     def _called(self, model: Model, pattern: str, where: str) -> list[Node]:
-        found = [node for node in nodes(model) if _is_called(node, pattern)]
+        found = [node for node in nodes(model) if is_named(node, pattern)]
         if not found:
             raise UsageError(
                 f"no node and no operator is called {pattern!r}",
@@ -232,10 +232,6 @@ def _say_left(ctx: PassContext, node: Node, why: str) -> None:
 
 def _items(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
-
-
-def _is_called(node: Node, pattern: str) -> bool:
-    return fnmatchcase(node.name or "", pattern) or fnmatchcase(node.op_type, pattern)
 
 
 def _anchor(group: Group) -> Node:
