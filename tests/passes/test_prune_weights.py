@@ -333,17 +333,17 @@ def test_fuel_prunes_the_first_layers_only() -> None:
 
 def test_a_real_network_keeps_its_answers_at_half_the_weights() -> None:
     path = shared("models", "cifar10_resnet20.onnx")
-    images = shared("data", "cifar10_train4096.npz")
-    x = _cifar(images, 96)
+    images = _cifar(shared("data", "cifar10_train4096.npz"), 1088)
+    calibration, unseen = images[:64], images[64:]
     session = Session(path.read_bytes())
-    answers = session.run({"input": x})
-    want = next(iter(answers.values())).argmax(axis=1)
+    want = next(iter(session.run({"input": unseen}).values())).argmax(axis=1)
     agreed = {}
     for criterion in ("magnitude,recover=false", "auto"):
-        data = dataset_from_feeds([{"input": batch} for batch in np.split(x[:64], 4)], session.inputs)
+        data = dataset_from_feeds([{"input": batch} for batch in np.split(calibration, 4)], session.inputs)
         result = optimize(path, pipeline=f"fuse-batchnorm,prune-weights{{criterion={criterion}}}", data=data)
-        got = run(result.model, {"input": x})[0].argmax(axis=1)
+        got = run(result.model, {"input": unseen})[0].argmax(axis=1)
         agreed[criterion] = float((got == want).mean())
+    # A thousand images: one answer that another processor's rounding flips is 0.1 %, not the 1 % of a hundred.
     assert agreed["auto"] > 0.95
     assert agreed["auto"] > agreed["magnitude,recover=false"]
 
