@@ -80,10 +80,12 @@ Declined = Callable[[Node, str], None]
 """Told of each layer that cannot be refit, and why."""
 
 
-def find_jobs(model: Model, shrunk: frozenset[str], declined: Declined | None = None) -> list[Job]:
+def find_jobs(
+    model: Model, shrunk: frozenset[str], declined: Declined | None = None, starts: frozenset[str] = frozenset()
+) -> list[Job]:
     """Return the layers, in the order of the graph, whose inputs are not those of the original any more.
 
-    ``shrunk`` names the values that lost channels.
+    ``shrunk`` names the values that lost channels, ``starts`` nodes that are layers to refit in any case.
     """
     say = declined or (lambda node, why: None)
     changed: set[Value] = set()
@@ -97,7 +99,7 @@ def find_jobs(model: Model, shrunk: frozenset[str], declined: Declined | None = 
             value in changed or (not faithful and value.name in shrunk and not is_constant(value))
             for value in reads[1:]
         )
-        if lossy:
+        if lossy or node.name in starts:
             changed.update(node.outputs)
             layer = _refittable(node, say)
             if layer is not None:

@@ -6,7 +6,7 @@ Each layer is refit in turn, on what reaches it in the pruned network, to what t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.analysis.patches import placed, unfolded
+from graphopt.analysis.statistics import Gram
 from graphopt.ir import Editor, Model
 from graphopt.pruning.jobs import Declined, Job, find_jobs
 from graphopt.pruning.matrices import bias_of, has_bias, rows_of, write_rows
@@ -24,6 +25,9 @@ from graphopt.pruning.route import resting_places
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
 """Which positions of each axis of a value stay, for the values (by name) that lose some."""
+
+Writer = Callable[[Job, Fit, Gram], None]
+"""Writes what was fit of a layer, given the Gram matrix of what it reads, and may split the layer thereby."""
 
 _SAMPLES = 16
 """Samples that are run at a time."""
@@ -59,14 +63,17 @@ def recover(
     runner: Traces,
     *,
     declined: Declined | None = None,
+    starts: frozenset[str] = frozenset(),
+    write: Writer | None = None,
 ) -> list[Refit]:
     """Refit the layers of ``pruned``, through ``edit``, so that it gives what ``original`` gives.
 
-    ``declined`` is told of layers that are left as they are.
+    ``declined`` is told of layers that are left as they are. ``starts`` names nodes to refit although they read what
+    they did. ``write`` is called in the place of writing a layer's weights.
 
     Nodes and values of both that correspond have the same names. Raises GraphOptError.
     """
-    jobs = find_jobs(pruned, frozenset(kept), declined)
+    jobs = find_jobs(pruned, frozenset(kept), declined, starts)
     most = min(_DENSEST, max(16, _ROWS // (runner.samples or _ROWS // _DENSEST)))
     stops = resting_places((original, pruned), [job.layer.node for job in jobs])
     reports = []
@@ -76,8 +83,12 @@ def recover(
             stop = stops[index]
             if stop is not None:
                 relay.move(stop)
-            found = _Refitting(job, relay, kept, most).run(Path(folder))
-            _write(job, found, edit)
+            refitting = _Refitting(job, relay, kept, most)
+            found = _alive(job, refitting.run(Path(folder)))
+            if write is None:
+                write_rows(edit, job.layer, found.weights, found.bias)
+            else:
+                write(job, found, refitting.gram)
             reports.append(Refit(job.layer.node.name or "", found.damping, found.before, found.after))
     return reports
 
@@ -100,6 +111,12 @@ class _Refitting:
         groups = self._unfold.groups if self._unfold is not None else 1
         sizes = (groups, len(self._weights) // groups, self._weights.shape[1])
         self._fitting, self._held = Moments.zeros(*sizes), Moments.zeros(*sizes)
+
+    @property
+    def gram(self) -> Gram:
+        """The Gram matrix of what the layer was seen to read."""
+        seen = self._fitting + self._held
+        return Gram(seen.inputs, seen.input_sum, seen.count)
 
     def run(self, folder: Path) -> Fit:
         """Return the fit; where nobody can tell apart what the layer gives from what it is to give, it is right.
@@ -171,8 +188,9 @@ def _least(scale: NDArray[np.float64]) -> float:
     return 1e-6 * float(np.abs(scale).max(initial=0.0))
 
 
-def _write(job: Job, found: Fit, edit: Editor) -> None:
+def _alive(job: Job, found: Fit) -> Fit:
+    """Return the fit with the old weights of outputs that a normalisation multiplies by zero."""
     dead = np.abs(job.scale) < _least(job.scale)
     weights, bias = found.weights.copy(), found.bias.copy()
     weights[dead], bias[dead] = rows_of(job.layer)[dead], bias_of(job.layer)[dead]
-    write_rows(edit, job.layer, weights, bias)
+    return replace(found, weights=weights, bias=bias)

@@ -24,8 +24,9 @@ ALLOWED = {
     "calibration": BASE | MIDDLE | {"runtime"},
     "quantization": BASE | {"ir", "targets", "analysis"},
     "pruning": BASE | {"ir", "targets", "analysis", "quantization"},
+    "lowrank": BASE | {"ir", "targets", "analysis", "quantization", "pruning"},
     "pipeline": BASE | MIDDLE,
-    "passes": BASE | {"ir", "targets", "analysis", "quantization", "pruning", "calibration", "pipeline"},
+    "passes": BASE | {"ir", "targets", "analysis", "quantization", "pruning", "lowrank", "calibration", "pipeline"},
     "backend": BASE | {"ir", "analysis", "targets", "runtime"},
 }
 """What each package may import of graphopt besides itself. Those at the top (driver, cli, ...) may import anything."""
