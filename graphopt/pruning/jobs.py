@@ -85,7 +85,7 @@ def find_jobs(
 ) -> list[Job]:
     """Return the layers, in the order of the graph, whose inputs are not those of the original any more.
 
-    ``shrunk`` names the values that lost channels, ``starts`` nodes that are layers to refit in any case.
+    ``shrunk`` names the values that lost channels, ``starts`` the outputs of layers to refit in any case.
     """
     say = declined or (lambda node, why: None)
     changed: set[Value] = set()
@@ -99,7 +99,7 @@ def find_jobs(
             value in changed or (not faithful and value.name in shrunk and not is_constant(value))
             for value in reads[1:]
         )
-        if lossy or node.name in starts:
+        if lossy or any(value.name in starts for value in node.outputs):
             changed.update(node.outputs)
             layer = _refittable(node, say)
             if layer is not None:

@@ -68,8 +68,8 @@ def recover(
 ) -> list[Refit]:
     """Refit the layers of ``pruned``, through ``edit``, so that it gives what ``original`` gives.
 
-    ``declined`` is told of layers that are left as they are. ``starts`` names nodes to refit although they read what
-    they did. ``write`` is called in the place of writing a layer's weights.
+    ``declined`` is told of layers that are left as they are. ``starts`` names outputs of layers to refit although these
+    read what they did. ``write`` is called in the place of writing a layer's weights.
 
     Nodes and values of both that correspond have the same names. Raises GraphOptError.
     """
