@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from graphopt.analysis.statistics import Unfold
 from graphopt.ir import Model, Node, Value, attr, constant
 from graphopt.ir import linear as layers
-from graphopt.ir.query import is_constant, rank_of, same_shape, scalar, shape_of, sole_use, static_shape
+from graphopt.ir.query import (
+    is_constant,
+    rank_of,
+    reads,
+    same_shape,
+    scalar,
+    shape_of,
+    sole_use,
+    static_shape,
+    subgraphs,
+)
 from graphopt.pruning.matrices import WIDEST, layer_of, width_of
 from graphopt.quantization.layers import unfold_of
 
@@ -30,6 +40,20 @@ _FAITHFUL = frozenset(
     | {"Cast"}
 )
 """Operators that do with the channels kept what they did with all: nothing is lost here by removing some."""
+
+
+_NO_GRAM = {
+    "ConvTranspose": "transposed convolutions have no Gram matrix here",
+    "LSTM": "recurrent layers have no Gram matrix here",
+    "GRU": "recurrent layers have no Gram matrix here",
+    "RNN": "recurrent layers have no Gram matrix here",
+    "Attention": "they are those of a fused operator",
+    "Einsum": "an Einsum is not taken apart",
+    "Gemm": "its input is transposed, or its bias no row",
+    "MatMul": "they are no matrix behind its input",
+    "Conv": "its bias is computed",
+}
+"""Operators that may have weights, and why these are not refit in a node that is no layer here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +116,16 @@ def find_jobs(
     upstream: dict[Value, int] = {}
     jobs: list[Job] = []
     for index, node in enumerate(model.graph):
-        reads = [value for value in node.inputs if value is not None]
-        latest = max((upstream.get(value, -1) for value in reads), default=-1)
+        inputs = reads(node)
+        latest = max((upstream.get(value, -1) for value in inputs), default=-1)
         faithful = node.op_type in _FAITHFUL or _is_depthwise(node)
-        lossy = any(value in changed or (not faithful and value.name in shrunk) for value in reads[:1]) or any(
+        lossy = any(value in changed or (not faithful and value.name in shrunk) for value in inputs[:1]) or any(
             value in changed or (not faithful and value.name in shrunk and not is_constant(value))
-            for value in reads[1:]
+            for value in inputs[1:]
         )
         if lossy or any(value.name in starts for value in node.outputs):
             changed.update(node.outputs)
-            layer = _refittable(node, say)
+            layer = refittable(node, say)
             if layer is not None:
                 latest = index
                 jobs.append(_start(layer))
@@ -115,11 +139,15 @@ def _is_depthwise(node: Node) -> bool:
     return shape is not None and shape[1] == 1 and int(attr(node, "group", 1)) > 1
 
 
-def _refittable(node: Node, say: Declined) -> layers.Linear | None:
+def refittable(node: Node, say: Declined) -> layers.Linear | None:
+    """Return the layer that a node is, None where it is none that can be refit; ``say`` is told why."""
     layer = layer_of(node)
     if layer is None:
-        if node.op_type == "ConvTranspose":
-            say(node, "transposed convolutions have no Gram matrix here")
+        why = _NO_GRAM.get(node.op_type)
+        if why is not None and any(is_constant(value) and (rank_of(value) or 0) > 1 for value in node.inputs):
+            say(node, why)
+        for nested in (nested for graph in subgraphs(node) for nested in graph if layer_of(nested) is not None):
+            say(nested, "it is in a branch or a loop")
         return None
     if layers.is_shared(layer.weight):
         say(node, "they are shared with another layer")
