@@ -17,7 +17,7 @@ import onnx_ir
 from graphopt.errors import PassError
 from graphopt.ir.build import Attribute, as_attr, as_tensor
 from graphopt.ir.inline import instantiate
-from graphopt.ir.query import Dim, around, graphs, is_read, place, subgraphs
+from graphopt.ir.query import Dim, around, graphs, is_read, place, reads, subgraphs
 from graphopt.ir.skeleton import Written
 from graphopt.ir.tensors import dims_of
 
@@ -370,9 +370,9 @@ class Editor:
             dead = stack.pop()
             if dead.graph is None or any(is_read(value) for value in dead.outputs):
                 continue
-            reads = _reads(dead)
-            stack.extend(p for value in reads if (p := value.producer()) is not None)
-            constants = [value for value in reads if value.is_initializer()]
+            inputs = reads(dead)
+            stack.extend(p for value in inputs if (p := value.producer()) is not None)
+            constants = [value for value in inputs if value.is_initializer()]
             self.erase(dead)
             for value in constants:
                 self.erase_constant(value)
@@ -474,21 +474,6 @@ def _tensor_type(dtype: onnx_ir.DataType) -> onnx_ir.TensorType:
 def _frozen_shape(dims: tuple[Dim, ...]) -> onnx_ir.Shape:
     """Return a shape that values may share, since nobody can change it; most values of a model have one of a few."""
     return onnx_ir.Shape(dims, frozen=True)
-
-
-def _reads(node: onnx_ir.Node) -> list[onnx_ir.Value]:
-    """Return what ``node`` reads, captures of its nested graphs included, each value once."""
-    found: dict[onnx_ir.Value, None] = {value: None for value in node.inputs if value is not None}
-    stack = subgraphs(node)
-    inner: set[onnx_ir.Graph] = set()
-    while stack:
-        graph = stack.pop()
-        inner.add(graph)
-        found.update((value, None) for value in graph.outputs)
-        for nested in graph:
-            found.update((value, None) for value in nested.inputs if value is not None)
-            stack.extend(subgraphs(nested))
-    return [value for value in found if value.graph not in inner]
 
 
 def _graph_of(node: onnx_ir.Node) -> onnx_ir.Graph:

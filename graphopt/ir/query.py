@@ -174,6 +174,21 @@ def same_shape(a: onnx_ir.Value | None, b: onnx_ir.Value | None) -> bool:
     return left is not None and left == right and None not in left
 
 
+def reads(node: onnx_ir.Node) -> list[onnx_ir.Value]:
+    """Return what ``node`` reads, captures of its nested graphs included, each value once."""
+    found: dict[onnx_ir.Value, None] = {value: None for value in node.inputs if value is not None}
+    stack = subgraphs(node)
+    inner: set[onnx_ir.Graph] = set()
+    while stack:
+        graph = stack.pop()
+        inner.add(graph)
+        found.update((value, None) for value in graph.outputs)
+        for nested in graph:
+            found.update((value, None) for value in nested.inputs if value is not None)
+            stack.extend(subgraphs(nested))
+    return [value for value in found if value.graph not in inner]
+
+
 def use_count(value: onnx_ir.Value) -> int:
     """Return how many inputs read ``value``; constant time, where ``len(value.uses())`` copies them all."""
     return len(value._uses)

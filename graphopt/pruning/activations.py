@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.channels import Group, Use
 from graphopt.analysis.taps import Tap
-from graphopt.ir import Model
+from graphopt.errors import UsageError
+from graphopt.ir import Model, attr
+from graphopt.ir.query import static_shape
 from graphopt.pruning.effects import Runs, columns_of, readers_in, waves
 from graphopt.quantization.layers import LayerMatrix
 
@@ -21,6 +23,11 @@ Scores = NDArray[np.float64]
 
 CRITERIA = ("energy", "entropy")
 """The criteria that need data only to see activations, by the name they have as an option."""
+
+_Place = tuple[str, int]
+
+_AXES = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}
+"""Along which axis of its input a layer sums over channels."""
 
 _BINS = 16
 _PART = 16
@@ -55,29 +62,44 @@ def _energy(model: Model, groups: Sequence[Group], runner: Runs) -> dict[int, Sc
 
 
 def _entropy(model: Model, groups: Sequence[Group], runner: Runs) -> dict[int, Scores]:
-    uses = {group.index: readers_in(group) for group in groups}
-    names = dict.fromkeys(str(use.node.inputs[0].name) for some in uses.values() for use in some if use.node.inputs[0])
-    means: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
-    axes = {str(use.node.inputs[0].name): _axis(use) for some in uses.values() for use in some if use.node.inputs[0]}
-    for (values,) in runner.trace([Tap(model, tuple(names))], samples=_PART):
-        for name, array in values.items():
-            moved = np.moveaxis(np.asarray(array, np.float64), axes[name] % array.ndim, -1)
-            means[name].append(moved.reshape(moved.shape[0], -1, moved.shape[-1]).mean(axis=1))
+    uses = {group.index: [use for use in group.readers if use.node.op_type in _AXES] for group in groups}
+    means: dict[_Place, list[NDArray[np.float64]]] = {_place(use): [] for some in uses.values() for use in some}
+    names = tuple(dict.fromkeys(name for name, _ in means))
+    for (values,) in runner.trace([Tap(model, names)], samples=_PART):
+        for (name, axis), parts in means.items():
+            parts.append(_means(values[name], name, axis))
     found = {}
     for group in groups:
         rows = []
         for use in uses[group.index]:
-            spread = _spread(np.concatenate(means[str(use.node.inputs[0].name)] if use.node.inputs[0] else []))
+            # What a grouped convolution has at one place of its weights it reads from each of its groups.
+            size = (static_shape(use.member.axis.value) or ())[use.member.axis.axis]
+            spread = _spread(np.concatenate(means[_place(use)])).reshape(-1, size).sum(axis=0)
             sums = np.zeros(group.units)
-            np.add.at(sums, use.member.units, spread[use.member.positions % len(spread)])
+            np.add.at(sums, use.member.units, spread[use.member.positions])
             rows.append(sums)
         if rows:
             found[group.index] = _added(rows)
     return found
 
 
-def _axis(use: Use) -> int:
-    return 1 if use.node.op_type == "Conv" else -1
+def _place(use: Use) -> _Place:
+    """Return the name of what the layer reads, and the axis that it sums over."""
+    data = use.node.inputs[0]
+    turned = use.node.op_type == "Gemm" and attr(use.node, "transA", 0)
+    return str(data.name) if data is not None else "", 0 if turned else _AXES[use.node.op_type]
+
+
+def _means(array: NDArray[np.generic], name: str, axis: int) -> NDArray[np.float64]:
+    """Return the means [samples, channels] over all other axes; without an axis of samples there is one."""
+    channels_last = np.moveaxis(np.atleast_2d(np.asarray(array, np.float64)), axis, -1)
+    found = channels_last.reshape(len(channels_last), -1, channels_last.shape[-1]).mean(axis=1)
+    if not np.isfinite(found).all():
+        raise UsageError(
+            f"the value {name!r} becomes NaN or infinite",
+            hint="the model overflows on this data; leave out the inputs that make it, or mend the model",
+        )
+    return np.asarray(found)
 
 
 def _spread(samples: NDArray[np.float64]) -> NDArray[np.float64]:

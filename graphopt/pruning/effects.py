@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.channels import Group, Use
 from graphopt.analysis.statistics import Gram, Request, Statistics
-from graphopt.ir import Editor, Model, Node
+from graphopt.ir import DataType, Editor, Model, Node, TensorType, Value
 from graphopt.ir.query import static_shape
 from graphopt.pruning.matrices import WIDEST, bias_of, has_bias, layer_of, rows_of, width_of, write_rows
 from graphopt.pruning.relay import Outputs, Relay, Traces
@@ -97,17 +97,22 @@ def waves(groups: Sequence[Group]) -> Iterator[list[Group]]:
 
 
 class Effects:
-    """Measures what cuts do to the outputs of ``model``, on the first ``samples`` samples."""
+    """Measures what cuts do to the outputs of ``model``, on the first ``samples`` samples.
+
+    Outputs of floats tell, and where there is none those of other numbers.
+    """
 
     def __init__(self, model: Model, runner: Traces, folder: Path, samples: int) -> None:
         self._model = model
-        self._outputs = tuple(str(value.name) for value in model.graph.outputs)
+        self._outputs = _telling(model.graph.outputs)
         self._relay = Relay(runner, (model,), folder, _PART, samples)
         self._exact = [found[0] for found in self._copied(self._relay.run([self._outputs]))]
-        self._power = {
-            name: float(np.var(np.concatenate([item[name].ravel() for item in self._exact]).astype(np.float64)))
-            for name in self._outputs
-        }
+        self._power = {name: _variance([item[name] for item in self._exact]) for name in self._outputs}
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether the model has an output of numbers."""
+        return bool(self._outputs)
 
     def _copied(self, runs: Iterator[tuple[Outputs, ...]]) -> Iterator[tuple[Outputs, ...]]:
         for found in runs:
@@ -121,18 +126,45 @@ class Effects:
         """Return the error of the outputs, as a share of their variance, when layers have other weights and biases."""
         copy = self._model.clone()
         edit = Editor(copy)
-        by_name = {node.name: node for node in copy.graph}
+        by_output = {node.outputs[0].name: node for node in copy.graph if node.outputs}
         for node, (weights, bias) in changed.items():
-            layer = layer_of(by_name[node.name])
+            layer = layer_of(by_output[node.outputs[0].name])
             assert layer is not None
             write_rows(edit, layer, weights, bias)
+        return self.loss_of(copy)
+
+    def loss_of(self, copy: Model) -> float:
+        """Return the error of the outputs of ``copy``, which has the values rested on too, as a share of variance."""
         total, count = dict.fromkeys(self._outputs, 0.0), dict.fromkeys(self._outputs, 0)
         for found, exact in zip(self._relay.run([self._outputs], models=(copy,)), self._exact, strict=True):
             for name in self._outputs:
-                error = np.asarray(found[0][name], np.float64) - np.asarray(exact[name], np.float64)
-                total[name] += float((error**2).sum())
-                count[name] += error.size
-        return float(np.mean([total[name] / count[name] / (self._power[name] or 1.0) for name in self._outputs]))
+                total[name] += _squared_error(found[0][name], exact[name], self._power[name])
+                count[name] += exact[name].size
+        shares = [total[name] / max(count[name], 1) / (self._power[name] or 1.0) for name in self._outputs]
+        return float(np.mean(shares))
+
+
+def _telling(outputs: Sequence[Value]) -> tuple[str, ...]:
+    numbers = [v for v in outputs if isinstance(v.type, TensorType) and v.dtype not in (None, DataType.STRING)]
+    floats = [value for value in numbers if value.dtype is not None and value.dtype.is_floating_point()]
+    return tuple(str(value.name) for value in floats or numbers)
+
+
+def _variance(arrays: Sequence[NDArray[np.generic]]) -> float:
+    every = np.concatenate([array.ravel() for array in arrays]).astype(np.float64)
+    finite = every[np.isfinite(every)]
+    return float(np.var(finite)) if finite.size else 0.0
+
+
+def _squared_error(found: NDArray[np.generic], exact: NDArray[np.generic], power: float) -> float:
+    """Return the sum over all finite elements; one that is not finite any more, or not there, counts ``power``."""
+    wanted = np.asarray(exact, np.float64)
+    if found.shape != wanted.shape:
+        return power * wanted.size
+    finite = np.isfinite(wanted)
+    error = np.asarray(found, np.float64)[finite] - wanted[finite]
+    lost = ~np.isfinite(error)
+    return float((error[~lost] ** 2).sum() + power * np.count_nonzero(lost))
 
 
 def rank(model: Model, groups: Sequence[Group], runner: Runs, *, samples: int) -> list[Ranking]:
@@ -163,12 +195,18 @@ def rank(model: Model, groups: Sequence[Group], runner: Runs, *, samples: int) -
 
 def readers_in(group: Group) -> list[Use]:
     """Return the group's readers whose Gram matrix can be had."""
-    return [use for use in group.readers if _is_narrow(use.node)]
+    return [use for use in group.readers if _has_gram(use.node)]
 
 
-def _is_narrow(node: Node) -> bool:
+def _has_gram(node: Node) -> bool:
     layer = layer_of(node)
-    return layer is not None and width_of(layer) <= WIDEST
+    if layer is None or width_of(layer) > WIDEST:
+        return False
+    try:
+        LayerMatrix.of(node).gram()
+    except ValueError:
+        return False
+    return True
 
 
 def _first(group: Group, place: Mapping[Node, int]) -> int:
@@ -178,13 +216,13 @@ def _first(group: Group, place: Mapping[Node, int]) -> int:
 def _ranked(group: Group, readers: Mapping[Use, Reader], effects: Effects) -> Ranking:
     cuts = sorted({count for share in FRACTIONS if 0 < (count := round(share * group.units)) < group.units} or {1})
     elimination, weights = eliminate(list(readers.values()), cuts=cuts)
-    ratios = []
-    for count in cuts:
+    counts, ratios = np.arange(len(elimination.errors)), []
+    for count in cuts if effects.can_tell else ():
         pairs = zip(readers.items(), weights[count], strict=True)
         changed = {use.node: _changed(use.node, reader, left) for (use, reader), left in pairs}
         ratios.append(effects.loss(changed) / (elimination.errors[count] or 1.0))
-    counts = np.arange(len(elimination.errors))
-    losses = np.maximum.accumulate(elimination.errors * np.interp(counts, cuts, ratios))
+    scale = np.interp(counts, cuts, ratios) if ratios else 1.0
+    losses = np.maximum.accumulate(elimination.errors * scale)
     return Ranking(group, elimination, Curve(group.index, counts, losses))
 
 

@@ -22,7 +22,7 @@ def layer_of(node: Node) -> layers.Linear | None:
     layer = layers.linear_of(node)
     if layer is None or node.op_type == "ConvTranspose":
         return None
-    if node.op_type == "Gemm" and (attr(node, "alpha", 1.0) != 1.0 or attr(node, "transA", 0)):
+    if node.op_type == "Gemm" and (attr(node, "alpha", 1.0) == 0.0 or attr(node, "transA", 0)):
         return None
     if node.op_type != "MatMul":
         return layer
@@ -37,10 +37,10 @@ def has_bias(layer: layers.Linear) -> bool:
 
 
 def rows_of(layer: layers.Linear) -> Array:
-    """Return the layer's weights, the outputs of a group side by side."""
+    """Return the layer's weights, a Gemm's alpha multiplied in, the outputs of a group side by side."""
     array = constant(layer.weight)
     assert array is not None
-    wide = array.astype(np.float64)
+    wide = array.astype(np.float64) * _alpha(layer)
     turned = wide if _outputs_first(layer) else wide.T
     return turned.reshape(len(turned), -1)
 
@@ -63,8 +63,12 @@ def write_rows(edit: Editor, layer: layers.Linear, weights: Array, bias: Array) 
     old = constant(layer.weight)
     assert old is not None
     shaped = weights.reshape(old.shape) if _outputs_first(layer) else weights.T.reshape(old.shape)
-    stored = np.ascontiguousarray(shaped, old.dtype)
+    stored = np.ascontiguousarray(shaped / _alpha(layer), old.dtype)
     layers.write(edit, layer, stored, bias.astype(old.dtype) if has_bias(layer) else None)
+
+
+def _alpha(layer: layers.Linear) -> float:
+    return float(attr(layer.node, "alpha", 1.0)) if layer.node.op_type == "Gemm" else 1.0
 
 
 def _outputs_first(layer: layers.Linear) -> bool:

@@ -45,6 +45,16 @@ _HELD, _BLOCK = 4, 4
 """Of so many blocks, of so many batches, one is held out to choose the damping."""
 
 
+_LARGEST = 1e15
+"""Numbers up to this can be squared and added up in float32."""
+
+_RESIZED = "what it reads is not as large as in the network before"
+
+
+class _UnfitError(Exception):
+    """A layer cannot be refit to what it reads and is to give; the message says why."""
+
+
 @dataclass(frozen=True)
 class Refit:
     """What became of one layer: its error on samples held out, before and after, as shares of its output's power."""
@@ -84,7 +94,12 @@ def recover(
             if stop is not None:
                 relay.move(stop)
             refitting = _Refitting(job, relay, kept, most)
-            found = _alive(job, refitting.run(Path(folder)))
+            try:
+                found = _alive(job, refitting.run(Path(folder)))
+            except _UnfitError as error:
+                if declined is not None:
+                    declined(job.layer.node, str(error))
+                continue
             if write is None:
                 write_rows(edit, job.layer, found.weights, found.bias)
             else:
@@ -153,6 +168,8 @@ class _Refitting:
 
     def _add(self, number: int, seen: _Seen, last: Fit | None) -> None:
         rows, wanted, added = seen
+        if any(not np.abs(array).max(initial=0.0) <= _LARGEST for array in seen):
+            raise _UnfitError("what it reads or is to give is not finite for all of the data")
         offset = added.astype(np.float64) + self._job.shift[:, None]
         aims: NDArray[Any] = wanted
         if last is not None and self._job.bounds is not None:
@@ -167,11 +184,17 @@ class _Refitting:
             target = np.take(target, places, axis)
         added = np.zeros_like(target)
         for other in self._job.others:
+            if given[str(other.name)].shape != target.shape:
+                raise _UnfitError(_RESIZED)
             added = added + given[str(other.name)]
         values, unfold = given[str(self._job.data.name)], self._unfold
         if unfold is not None:
-            return unfolded(values, unfold), placed(target, unfold), placed(added, unfold)
-        return _rows(values)[None], _rows(target), _rows(added)
+            rows, wanted, apart = unfolded(values, unfold), placed(target, unfold), placed(added, unfold)
+        else:
+            rows, wanted, apart = _rows(values)[None], _rows(target), _rows(added)
+        if rows.shape[2] != wanted.shape[1]:
+            raise _UnfitError(_RESIZED)
+        return rows, wanted, apart
 
 
 def _unseen(aims: NDArray[Any], now: NDArray[Any], low: float, high: float) -> NDArray[Any]:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from graphopt.analysis.cost import Cost
-from graphopt.ir import Model, Node, Value, is_constant
-from graphopt.ir.query import shape_of
+from graphopt.ir import Model, Node, TensorType, Value, is_constant
+from graphopt.ir.query import reads, shape_of
 
 _BYTE = 30.0
 """Multiply-accumulates that take the time of writing and reading a byte."""
@@ -22,14 +22,15 @@ Stop = tuple[tuple[str, ...], ...]
 def resting_places(models: Sequence[Model], targets: Sequence[Node]) -> list[Stop | None]:
     """Return, for each of ``targets``, nodes of the last model in the order of its graph, where to rest before it.
 
-    That is, for each model, the names of all values that the node of that name and those after it read of those before;
-    or None to go on from the last place. The sum of what is run and stored is the least.
+    That is, for each model, the names of all values that this node (the one whose first output has the same name) and
+    those after it read of those before; or None to go on from the last place. The sum of what is run and stored is the
+    least.
     """
     nodes = list(models[-1].graph)
     place = {node: index for index, node in enumerate(nodes)}
     stops = [place[node] for node in targets]
     run = _running_costs(models[-1], nodes)
-    found = [_cuts(model, [node.name or "" for node in targets]) for model in models]
+    found = [_cuts(model, [node.outputs[0].name for node in targets]) for model in models]
     cuts = [_joint(of_all) for of_all in zip(*found, strict=True)]
     count = len(stops)
     # best[i]: the least cost of all targets from the i-th on, when a rest is made right before it.
@@ -76,25 +77,32 @@ def _running_costs(model: Model, nodes: Sequence[Node]) -> list[float]:
     return sums
 
 
-def _cuts(model: Model, names: Sequence[str]) -> list[_Cut | None]:
-    """Return, for the node of each name, the values that it and later ones read of those before, and their bytes."""
+def _cuts(model: Model, names: Sequence[str | None]) -> list[_Cut | None]:
+    """Return, for the node of each output, the values that it and later ones read of those before, and their bytes."""
     nodes = list(model.graph)
-    place = {node.name: index for index, node in enumerate(nodes)}
+    place = {node.outputs[0].name: index for index, node in enumerate(nodes) if node.outputs}
     made = dict.fromkeys(model.graph.inputs, -1)
     made |= {value: index for index, node in enumerate(nodes) for value in node.outputs}
     last = {value: len(nodes) for value in model.graph.outputs}
     for index, node in enumerate(nodes):
-        for value in node.inputs:
-            if value is not None:
-                last[value] = max(last.get(value, -1), index)
+        for value in reads(node):
+            last[value] = max(last.get(value, -1), index)
     crossing = [value for value in made if value in last and not is_constant(value)]
     found: list[_Cut | None] = []
     for name in names:
         at = place.get(name, -1)
         values = [value for value in crossing if made[value] < at <= last[value]]
-        known = at >= 0 and all(value.dtype is not None and value.name for value in values)
+        known = at >= 0 and all(_is_storable(value) for value in values)
         found.append((tuple(str(v.name) for v in values), float(sum(map(_bytes, values)))) if known else None)
     return found
+
+
+def _is_storable(value: Value) -> bool:
+    """Tell whether a run can go on from the value: a tensor of numbers that files can hold."""
+    if not isinstance(value.type, TensorType) or value.dtype is None or not value.name:
+        return False
+    kind = value.dtype.numpy()
+    return kind.isbuiltin == 1 and kind.kind != "O"
 
 
 def _bytes(value: Value) -> int:

@@ -15,7 +15,7 @@ from graphopt.analysis.channels.ties import Split, Ties
 from graphopt.analysis.channels.types import Axis, BoolArray, Group, Pin
 from graphopt.analysis.manager import AnalysisManager
 from graphopt.analysis.shape_values import ShapeValues
-from graphopt.ir import Editor, Graph, Model, Node, graphs, opset, shape_of, static_shape
+from graphopt.ir import Editor, Graph, Model, Node, TensorType, graphs, opset, shape_of, static_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,8 @@ class HeadDimensions(Channels):
 def _annotate(model: Model, ties: Ties, editor: Editor) -> None:
     """Note on values the sizes that only following the arithmetic on shapes tells: rewiring reads and changes them."""
     for value in (value for node in model.graph for value in node.outputs if static_shape(value) is None):
+        if value.type is not None and not isinstance(value.type, TensorType):
+            continue  # a sequence has no one shape
         dims, known = ties.dims(value), shape_of(value)
         if dims is not None and (known is None or len(known) == len(dims)):
             old = known or (None,) * len(dims)
