@@ -3,24 +3,20 @@
 With y = W x, G = E[x xᵀ] and W of K = C·kh·kw weights an output::
 
     matrix   W = A B                   Gemm, MatMul, Conv 1x1      r·(K + O) of O·K products
-    channel  kxk to r, then 1x1        any Conv, also grouped      the same, r for each group
+    channel  kxk to r, then 1x1        other Convs, also grouped   the same, r for each group
     spatial  kh x 1 to r, then 1 x kw  Conv of two spatial axes    r·(C·kh + O·kw)
-    tucker   1x1, kxk, 1x1             Conv                        C·q + q·p·kh·kw + p·O
+    tucker   1x1 to q, kxk to p, 1x1   Conv of a larger kernel     C·q + q·p·kh·kw + p·O
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
-from graphopt.analysis.statistics import Gram
 from graphopt.lowrank.sites import Array, Site
 
 FORMS = ("matrix", "channel", "spatial", "tucker")
 """The forms that there are."""
-
-DAMPING = 1e-6
-"""Share of the mean diagonal of G that is added to its diagonal before anything is fitted to it."""
 
 
 @dataclass(frozen=True)
@@ -54,27 +50,49 @@ class Split:
     biases: tuple[Array | None, ...]
 
 
-class Splitter:
-    """Splits one site; what is expensive is computed once."""
+def forms_of(site: Site) -> tuple[str, ...]:
+    """Return the forms that a site can be split in."""
+    if math.prod(site.kernel) == 1:
+        return ("matrix",) if site.groups == 1 else ("channel",)
+    if site.groups > 1:
+        return ("channel",)
+    return ("channel", "spatial", "tucker") if len(site.kernel) == 2 and min(site.kernel) > 1 else ("channel", "tucker")
 
-    def __init__(
-        self, site: Site, grams: Gram | Sequence[Gram] | None, *, damping: float = DAMPING, forms: Sequence[str] = FORMS
-    ) -> None:
-        """Take the Gram matrices of the site's layers (one for each of ``site.layers``; ``None``: plain SVD).
 
-        G + ``damping`` · mean(diag G) · I is what factors are fitted to, so that directions that the data has nothing
-        in are ordered as by plain SVD, and every system has one solution.
-        """
-        raise NotImplementedError
+def full_ranks(site: Site, form: str) -> tuple[int, ...]:
+    """Return the ranks at which a form gives what the layer gave."""
+    outputs, width = len(site.weights) // site.groups, int(site.weights[0].size)
+    if form == "tucker":
+        return int(site.weights.shape[1]), len(site.weights)
+    if form == "spatial":
+        return (min(int(site.weights.shape[1]) * site.kernel[0], outputs * site.kernel[1]),)
+    return (min(outputs, width),)
 
-    def candidates(self, align: int = 1) -> list[Candidate]:
-        """Return every way to split that saves MACs, ranks in multiples of ``align``: at most 16 of each form.
 
-        Sorted by form, then by MACs; within a form no candidate has both more MACs and more error than another. Empty
-        where nothing saves.
-        """
-        raise NotImplementedError
+def macs_of(site: Site, form: str, ranks: tuple[int, ...]) -> int:
+    """Return the multiply-accumulates of the thin layers in one run of the model, for all of ``site.layers``."""
+    outputs, inputs, *kernel = map(int, site.weights.shape)
+    first, last = ranks[0], ranks[-1]
+    total = 0
+    for extent in site.extents:
+        here = extent.positions
+        if form == "tucker":
+            total += extent.batch * math.prod(extent.inputs) * inputs * first
+            total += here * (first * last * math.prod(kernel) + last * outputs)
+        elif form == "spatial":
+            total += extent.batch * extent.outputs[0] * extent.inputs[1] * first * inputs * kernel[0]
+            total += here * outputs * first * kernel[1]
+        else:
+            total += here * first * (site.groups * inputs * math.prod(kernel) + outputs)
+    return total
 
-    def at(self, form: str, ranks: tuple[int, ...]) -> Split:
-        """Return the factors of any ranks, whether they save or not. Raises ValueError for ranks that do not exist."""
-        raise NotImplementedError
+
+def parameters_of(site: Site, form: str, ranks: tuple[int, ...]) -> int:
+    """Return the elements of the thin weights."""
+    outputs, inputs, *kernel = map(int, site.weights.shape)
+    first, last = ranks[0], ranks[-1]
+    if form == "tucker":
+        return inputs * first + first * last * math.prod(kernel) + last * outputs
+    if form == "spatial":
+        return first * (inputs * kernel[0] + outputs * kernel[1])
+    return first * (site.groups * inputs * math.prod(kernel) + outputs)
