@@ -11,12 +11,33 @@ With y = W x, G = E[x xᵀ] and W of K = C·kh·kw weights an output::
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from graphopt.lowrank.sites import Array, Site
+import numpy as np
 
-FORMS = ("matrix", "channel", "spatial", "tucker")
-"""The forms that there are."""
+from graphopt.analysis.statistics import Gram
+from graphopt.ir.linear import Linear
+from graphopt.ir.query import attr
+from graphopt.lowrank.costs import FORMS, forms_of, full_ranks, macs_of, parameters_of
+from graphopt.lowrank.fitting import ChannelFit, Moments, SharedFit
+from graphopt.lowrank.sites import Array, Site
+from graphopt.pruning.matrices import bias_of
+
+DAMPING = 1e-6
+"""Share of the mean diagonal of G that is added to its diagonal before anything is fitted to it."""
+
+MOST = 16
+"""Candidates of a form at most."""
+
+_SPATIAL_RANKS, _TUCKER_RANKS = 8, 5
+"""Ranks of the first layer that are tried; each takes work of its own."""
+
+_WORTH = 0.75
+"""Share of the MACs above which these two forms are not tried: high ranks take long, and have little to offer."""
+
+_SECOND_RANKS = (0.75, 1.0, 1.3)
+"""Ranks of the second layer of a tucker form, as multiples of its share of the outputs; they take no work."""
 
 
 @dataclass(frozen=True)
@@ -50,49 +71,112 @@ class Split:
     biases: tuple[Array | None, ...]
 
 
-def forms_of(site: Site) -> tuple[str, ...]:
-    """Return the forms that a site can be split in."""
-    if math.prod(site.kernel) == 1:
-        return ("matrix",) if site.groups == 1 else ("channel",)
-    if site.groups > 1:
-        return ("channel",)
-    return ("channel", "spatial", "tucker") if len(site.kernel) == 2 and min(site.kernel) > 1 else ("channel", "tucker")
+class Splitter:
+    """Splits one site; what is expensive is computed once."""
+
+    def __init__(
+        self, site: Site, grams: Gram | Sequence[Gram] | None, *, damping: float = DAMPING, forms: Sequence[str] = FORMS
+    ) -> None:
+        """Take the Gram matrices of the site's layers (one for each of ``site.layers``; ``None``: plain SVD).
+
+        G + ``damping`` · mean(diag G) · I is what factors are fitted to, so that directions that the data has nothing
+        in are ordered as by plain SVD, and every system has one solution.
+        """
+        self._site = site
+        self._forms = tuple(form for form in forms_of(site) if form in forms)
+        self._moments = Moments.of(site, (grams,) if isinstance(grams, Gram) else grams, damping)
+        self._channel = ChannelFit(site, self._moments)
+        self._shared: dict[tuple[str, int], SharedFit] = {}
+
+    def candidates(self, align: int = 1) -> list[Candidate]:
+        """Return every way to split that saves MACs, ranks in multiples of ``align``: at most MOST of each form.
+
+        Sorted by form, then by MACs; within a form no candidate has both more MACs and more error than another. Empty
+        where nothing saves.
+        """
+        found = []
+        for form in self._forms:
+            ranks = [ranks for ranks in self._ranks(form, max(align, 1)) if self._saves(form, ranks)]
+            found += _undominated(self._candidate(form, chosen) for chosen in ranks)
+        return found
+
+    def at(self, form: str, ranks: tuple[int, ...]) -> Split:
+        """Return the factors of any ranks, whether they save or not. Raises ValueError for ranks that do not exist."""
+        if form not in forms_of(self._site):
+            raise ValueError(f"{self._site.name} has no form {form!r}")
+        full = full_ranks(self._site, form)
+        if len(ranks) != len(full) or not all(1 <= rank <= most for rank, most in zip(ranks, full, strict=True)):
+            raise ValueError(f"ranks {ranks} of {form} are not within 1 and {full}")
+        candidate = self._candidate(form, ranks)
+        fit = self._fit(form, ranks[0])
+        factors = fit.factors(ranks)
+        lost = (self._site.weights - fit.product(factors)).reshape(self._site.groups, -1, self._site.weights[0].size)
+        biases = tuple(
+            None if mean is None else bias_of(layer) + _alpha(layer) * (lost @ mean[:, :, None]).reshape(-1)
+            for layer, mean in zip(self._site.layers, self._moments.means, strict=True)
+        )
+        return Split(candidate, tuple(self._stored(factor) for factor in factors), biases)
+
+    def _stored(self, factor: Array) -> Array:
+        """Return a thin weight [out, in, *kernel] as its layer's initializer holds it."""
+        node = self._site.layer.node
+        outputs_first = node.op_type == "Conv" or (node.op_type == "Gemm" and attr(node, "transB", 0))
+        return np.ascontiguousarray(factor if outputs_first else factor.T)
+
+    def _candidate(self, form: str, ranks: tuple[int, ...]) -> Candidate:
+        site, total = self._site, self._channel.total
+        error = self._fit(form, ranks[0]).error(ranks) / total if total > 0 else 0.0
+        return Candidate(form, ranks, macs_of(site, form, ranks), parameters_of(site, form, ranks), error)
+
+    def _fit(self, form: str, rank: int) -> ChannelFit | SharedFit:
+        """Return the factors of a form; those that are tried have one fit, a higher ``rank`` has another."""
+        if form not in ("spatial", "tucker"):
+            return self._channel
+        tried = max(self._evenly(form, 1, 1), default=1)
+        most = tried if rank <= tried else full_ranks(self._site, form)[0]
+        if (form, most) not in self._shared:
+            self._shared[form, most] = SharedFit(self._site, self._moments, form, most, self._channel)
+        return self._shared[form, most]
+
+    def _saves(self, form: str, ranks: tuple[int, ...]) -> bool:
+        share = _WORTH if form in ("spatial", "tucker") else 1.0
+        return macs_of(self._site, form, ranks) < share * self._site.macs
+
+    def _ranks(self, form: str, align: int) -> list[tuple[int, ...]]:
+        """Return ranks to try: multiples of ``align``, evenly up to the last that saves."""
+        site = self._site
+        if form != "tucker":
+            step = align // math.gcd(align, site.groups)
+            count = MOST if form != "spatial" else _SPATIAL_RANKS
+            return [(rank,) for rank in self._evenly(form, step, count)]
+        outputs, inputs = map(int, site.weights.shape[:2])
+        found: list[tuple[int, ...]] = []
+        for first in self._evenly(form, align, _TUCKER_RANKS):
+            seconds = {round(share * first * outputs / inputs / align) * align for share in _SECOND_RANKS}
+            found += [(first, second) for second in sorted(seconds) if 0 < second <= outputs]
+        return found
+
+    def _evenly(self, form: str, step: int, count: int) -> list[int]:
+        """Return at most ``count`` first ranks, multiples of ``step`` that save."""
+        outputs, inputs = map(int, self._site.weights.shape[:2])
+        low, high = 0, full_ranks(self._site, form)[0] // step
+        while low < high:
+            middle = (low + high + 1) // 2
+            rank = middle * step
+            ranks = (rank, max(round(rank * outputs / inputs), 1)) if form == "tucker" else (rank,)
+            low, high = (middle, high) if self._saves(form, ranks) else (low, middle - 1)
+        picks = {math.ceil(low * index / count) for index in range(1, count + 1)}
+        return [pick * step for pick in sorted(picks) if pick > 0]
 
 
-def full_ranks(site: Site, form: str) -> tuple[int, ...]:
-    """Return the ranks at which a form gives what the layer gave."""
-    outputs, width = len(site.weights) // site.groups, int(site.weights[0].size)
-    if form == "tucker":
-        return int(site.weights.shape[1]), len(site.weights)
-    if form == "spatial":
-        return (min(int(site.weights.shape[1]) * site.kernel[0], outputs * site.kernel[1]),)
-    return (min(outputs, width),)
+def _alpha(layer: Linear) -> float:
+    return float(attr(layer.node, "alpha", 1.0)) if layer.node.op_type == "Gemm" else 1.0
 
 
-def macs_of(site: Site, form: str, ranks: tuple[int, ...]) -> int:
-    """Return the multiply-accumulates of the thin layers in one run of the model, for all of ``site.layers``."""
-    outputs, inputs, *kernel = map(int, site.weights.shape)
-    first, last = ranks[0], ranks[-1]
-    total = 0
-    for extent in site.extents:
-        here = extent.positions
-        if form == "tucker":
-            total += extent.batch * math.prod(extent.inputs) * inputs * first
-            total += here * (first * last * math.prod(kernel) + last * outputs)
-        elif form == "spatial":
-            total += extent.batch * extent.outputs[0] * extent.inputs[1] * first * inputs * kernel[0]
-            total += here * outputs * first * kernel[1]
-        else:
-            total += here * first * (site.groups * inputs * math.prod(kernel) + outputs)
-    return total
-
-
-def parameters_of(site: Site, form: str, ranks: tuple[int, ...]) -> int:
-    """Return the elements of the thin weights."""
-    outputs, inputs, *kernel = map(int, site.weights.shape)
-    first, last = ranks[0], ranks[-1]
-    if form == "tucker":
-        return inputs * first + first * last * math.prod(kernel) + last * outputs
-    if form == "spatial":
-        return first * (inputs * kernel[0] + outputs * kernel[1])
-    return first * (site.groups * inputs * math.prod(kernel) + outputs)
+def _undominated(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return the candidates, by MACs, that have less error than all that have no more MACs."""
+    found: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda each: (each.macs, each.error, each.ranks)):
+        if not found or candidate.error < found[-1].error:
+            found.append(candidate)
+    return found

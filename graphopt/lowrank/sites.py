@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.statistics import Request
 from graphopt.errors import ModelError
-from graphopt.ir import Node
+from graphopt.ir import Node, Value
 from graphopt.ir.linear import Linear, is_overridable, linear_behind, linear_of
 from graphopt.ir.query import attr, constant, place, shape_of, sole_use
 from graphopt.quantization.layers import LayerMatrix
@@ -149,17 +149,20 @@ def _with_add(layer: Linear) -> Linear:
 
 
 def _extent(layer: Linear) -> Extent:
-    """Return the sizes as the values are annotated; what is not known of outputs counts as one position."""
+    """Return the sizes as the values are annotated; a Conv's whose spatial ones are not all known has one position."""
     node = layer.node
     outputs = [dim if isinstance(dim, int) else 1 for dim in shape_of(node.outputs[0]) or ()]
     if node.op_type != "Conv":
         return Extent(math.prod(outputs[:-1]), (), ())
     spatial = (layer.rank or 2) - 2
-    outputs = outputs or [1] * (spatial + 2)
-    known = (shape_of(node.inputs[0]) or (None,) * (spatial + 2))[2:]
-    strides = attr(node, "strides", [1] * spatial)
-    inputs = [
-        dim if isinstance(dim, int) else out * stride
-        for dim, out, stride in zip(known, outputs[2:], strides, strict=True)
-    ]
-    return Extent(outputs[0], tuple(inputs), tuple(outputs[2:]))
+    inputs, results = (_known(value, spatial) for value in (node.inputs[0], node.outputs[0]))
+    if inputs is None or results is None:
+        inputs, results = tuple(attr(node, "strides", [1] * spatial)), (1,) * spatial
+    return Extent(outputs[0] if outputs else 1, inputs, results)
+
+
+def _known(value: Value | None, spatial: int) -> tuple[int, ...] | None:
+    """Return the last ``spatial`` sizes of a value if all are known."""
+    dims = (shape_of(value) or ())[2:]
+    known = tuple(dim for dim in dims if isinstance(dim, int))
+    return known if len(known) == spatial else None
