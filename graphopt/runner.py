@@ -73,7 +73,8 @@ class ModelRunner:
     def folds(self) -> tuple[ModelRunner, ModelRunner]:
         """Return one that runs models on three quarters of the data, and one that runs them on the rest.
 
-        What lies together in the data stays together. Both have all of it where it cannot be divided.
+        What lies together in the data stays together. Both have all of it where it cannot be divided. How many samples
+        they have is known where all batches are of one size.
         """
         data = self._data()
         count = data.length()
@@ -81,7 +82,7 @@ class ModelRunner:
             return self, self
         block = max(1, count // _BLOCKS)
         held = [number for number in range(count) if number // block % _FOLDS == _FOLDS - 1]
-        per = None if data.samples is None else -(-data.samples // count)
+        per = None if data.samples is None or data.samples % count else data.samples // count
         parts = (
             data.part(
                 lambda number: number // block % _FOLDS != _FOLDS - 1,
@@ -161,8 +162,9 @@ class ModelRunner:
             for part in [feeds] if samples is None else data.split(feeds, samples):
                 if limit is not None and done >= limit:
                     return
-                yield [part] * count
-                done += samples_of(part)
+                run = part if limit is None else next(data.split(part, limit - done))
+                yield [run] * count
+                done += samples_of(run)
 
     def metric(self, model: Model) -> float | None:
         """Return the task metric of ``model`` on all the data, None when there is no metric or no data.
