@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.channels import Group, Use
 from graphopt.analysis.statistics import Gram, Request, Statistics
-from graphopt.ir import DataType, Editor, Model, Node, TensorType, Value
+from graphopt.ir import DataType, Editor, Model, Node, TensorType, Value, constant
+from graphopt.ir.interface import InterfaceEditor
 from graphopt.ir.query import static_shape
 from graphopt.pruning.matrices import WIDEST, bias_of, has_bias, layer_of, rows_of, width_of, write_rows
 from graphopt.pruning.relay import Outputs, Relay, Traces
@@ -31,6 +32,12 @@ FRACTIONS = (0.25, 0.5, 0.75)
 
 _WAVE = 400 << 20
 """Bytes of Gram matrices that are held at a time."""
+
+
+Array = NDArray[np.float64]
+
+Changed = Mapping[Node, tuple[Array, Array]]
+"""The weights [O, K] and biases [O] that layers of the model get."""
 
 
 class Runs(Traces, Protocol):
@@ -122,26 +129,49 @@ class Effects:
         """Run everything from here on from ``stop``."""
         self._relay.move(stop)
 
-    def loss(self, changed: Mapping[Node, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:
-        """Return the error of the outputs, as a share of their variance, when layers have other weights and biases."""
-        copy = self._model.clone()
-        edit = Editor(copy)
-        by_output = {node.outputs[0].name: node for node in copy.graph if node.outputs}
-        for node, (weights, bias) in changed.items():
-            layer = layer_of(by_output[node.outputs[0].name])
-            assert layer is not None
-            write_rows(edit, layer, weights, bias)
-        return self.loss_of(copy)
+    def losses(self, cuts: Sequence[Changed]) -> list[float]:
+        """Return for each of ``cuts`` the error of the outputs, as a share of their variance.
 
-    def loss_of(self, copy: Model) -> float:
-        """Return the error of the outputs of ``copy``, which has the values rested on too, as a share of variance."""
-        total, count = dict.fromkeys(self._outputs, 0.0), dict.fromkeys(self._outputs, 0)
-        for found, exact in zip(self._relay.run([self._outputs], models=(copy,)), self._exact, strict=True):
+        A cut gives layers, the same in all of them, other weights and biases.
+        """
+        copy, settings = _opened(self._model, cuts)
+        total = {name: np.zeros(len(settings)) for name in self._outputs}
+        for number, (found,) in enumerate(self._relay.run([self._outputs], (copy,), settings)):
+            batch, place = divmod(number, len(settings))
             for name in self._outputs:
-                total[name] += _squared_error(found[0][name], exact[name], self._power[name])
-                count[name] += exact[name].size
+                total[name][place] += _squared_error(found[name], self._exact[batch][name], self._power[name])
+        count = {name: sum(item[name].size for item in self._exact) for name in self._outputs}
         shares = [total[name] / max(count[name], 1) / (self._power[name] or 1.0) for name in self._outputs]
-        return float(np.mean(shares))
+        return [float(loss) for loss in np.mean(shares, axis=0)]
+
+
+def _opened(model: Model, cuts: Sequence[Changed]) -> tuple[Model, list[Outputs]]:
+    """Return ``model`` with the weights and biases that change as inputs, and what these get with each of ``cuts``."""
+    copy = model.clone()
+    edit = InterfaceEditor(copy)
+    by_output = {node.outputs[0].name: node for node in copy.graph if node.outputs}
+    settings: list[Outputs] = [{} for _ in cuts]
+    for node in cuts[0]:
+        same = by_output[node.outputs[0].name]
+        weights: list[Value] = []
+        for changed, setting in zip(cuts, settings, strict=True):
+            weights = _with(edit, same, *changed[node])
+            setting.update({f"{value.name}/Given": np.asarray(constant(value)) for value in weights})
+        for value in weights:
+            assert value.dtype is not None
+            given = edit.add_input(f"{value.name}/Given", value.dtype, static_shape(value))
+            edit.replace_uses(value, given)
+    return copy, settings
+
+
+def _with(edit: Editor, node: Node, weights: Array, bias: Array) -> list[Value]:
+    """Write the layer's weights and bias, and return the constants that hold them now."""
+    layer = layer_of(node)
+    assert layer is not None
+    write_rows(edit, layer, weights, bias)
+    written = layer_of(node)
+    assert written is not None
+    return [written.weight] if written.bias is None or not has_bias(layer) else [written.weight, written.bias]
 
 
 def _telling(outputs: Sequence[Value]) -> tuple[str, ...]:
@@ -217,18 +247,18 @@ def _ranked(group: Group, readers: Mapping[Use, Reader], effects: Effects) -> Ra
     cuts = sorted({count for share in FRACTIONS if 0 < (count := round(share * group.units)) < group.units} or {1})
     elimination, weights = eliminate(list(readers.values()), cuts=cuts)
     counts, ratios = np.arange(len(elimination.errors)), []
-    for count in cuts if effects.can_tell else ():
-        pairs = zip(readers.items(), weights[count], strict=True)
-        changed = {use.node: _changed(use.node, reader, left) for (use, reader), left in pairs}
-        ratios.append(effects.loss(changed) / (elimination.errors[count] or 1.0))
+    if effects.can_tell:
+        pairs = [zip(readers.items(), weights[count], strict=True) for count in cuts]
+        changed = [{use.node: _changed(use.node, reader, left) for (use, reader), left in cut} for cut in pairs]
+        ratios = [
+            loss / (elimination.errors[cut] or 1.0) for loss, cut in zip(effects.losses(changed), cuts, strict=True)
+        ]
     scale = np.interp(counts, cuts, ratios) if ratios else 1.0
     losses = np.maximum.accumulate(elimination.errors * scale)
     return Ranking(group, elimination, Curve(group.index, counts, losses))
 
 
-def _changed(
-    node: Node, reader: Reader, weights: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _changed(node: Node, reader: Reader, weights: NDArray[np.float64]) -> tuple[Array, Array]:
     """Return ``weights`` as rows, and the bias that goes with them: outputs keep their means."""
     layer = layer_of(node)
     assert layer is not None

@@ -55,17 +55,21 @@ class Relay:
         self._moves = 0
 
     def run(
-        self, wanted: Sequence[Sequence[str]], models: Sequence[Model] | None = None
+        self,
+        wanted: Sequence[Sequence[str]],
+        models: Sequence[Model] | None = None,
+        settings: Sequence[Outputs] = ({},),
     ) -> Iterator[tuple[Outputs, ...]]:
-        """Yield for each batch the values that are ``wanted`` of each model, or of others in their places."""
+        """Yield for each batch the values that are ``wanted`` of each model, or of others in their places.
+
+        Each batch is run once for each of ``settings``, which hold arrays for inputs that the data does not have.
+        """
         given = self._stored or ((),) * len(self._models)
         taps = [
             Tap(model, tuple(dict.fromkeys(names)), stored)
             for model, names, stored in zip(models or self._models, wanted, given, strict=True)
         ]
-        if self._stored is None:
-            return self._runner.trace(taps, samples=self._samples, limit=self._limit)
-        return self._runner.trace(taps, self._read())
+        return self._runner.trace(taps, self._feeds(settings), samples=self._samples, limit=self._limit)
 
     def move(self, names: Sequence[tuple[str, ...]]) -> None:
         """Go on to where ``names``, some of each model, are all that the rest of it reads."""
@@ -84,7 +88,17 @@ class Relay:
             np.save(paths[-1], array)
         return paths
 
-    def _read(self) -> Iterator[list[Outputs]]:
+    def _feeds(self, settings: Sequence[Outputs]) -> Iterator[Sequence[Outputs]] | None:
+        """Yield the inputs of each model, and what it is given; None where those are the data's."""
+        if self._stored is None and not any(settings):
+            return None
+        return ([{**values, **setting} for values in found] for found in self._starts() for setting in settings)
+
+    def _starts(self) -> Iterator[Sequence[Outputs]]:
+        if self._stored is None:
+            inputs = [[value for value in model.graph.inputs if not value.is_initializer()] for model in self._models]
+            taps = [Tap(m, tuple(str(v.name) for v in some)) for m, some in zip(self._models, inputs, strict=True)]
+            yield from self._runner.trace(taps, samples=self._samples, limit=self._limit)
         for batch in self._batches:
             yield [
                 {name: np.load(path) for name, path in zip(names, paths, strict=True)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,15 @@ DAMPING = 1e-3
 
 _SHARE = 32
 """One unit in so many of those left goes at a time."""
+
+_DENSE = 8
+"""Columns are taken out when more than one in so many is gone."""
+
+_ROWS = 512
+"""Rows of an inverse that are changed at a time."""
+
+_WIDE, _CONDITION = 1024, 1e5
+"""From how many columns on float32 is worth while, if the ridge keeps the covariance's condition below this bound."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,68 +73,106 @@ def eliminate(
     those, the rest making up for them.
     """
     states = [_State(reader) for reader in readers]
-    alive = np.arange(len(readers[0].columns))
+    units = len(readers[0].columns)
     order: list[int] = []
     errors = [0.0]
     weights: dict[int, list[Array]] = {}
-    while len(alive) > least:
+    while (left := units - len(order)) > least:
         ahead = [cut - len(order) for cut in cuts if cut > len(order)]
-        count = min(max(1, len(alive) // _SHARE), len(alive) - least, *ahead)
+        count = min(max(1, left // _SHARE), left - least, *ahead)
         scores = np.sum([state.scores() for state in states], axis=0)
-        chosen = np.sort(np.argsort(scores, kind="stable")[:count])
-        spent = sum(state.remove(chosen) for state in states)
-        sequence = chosen[np.argsort(scores[chosen], kind="stable")]
-        order.extend(int(unit) for unit in alive[sequence])
+        chosen = np.argsort(scores, kind="stable")[:count]
+        spent = sum(state.remove(np.sort(chosen)) for state in states)
+        order.extend(int(unit) for unit in chosen)
         errors.extend(errors[-1] + spent * np.arange(1, count + 1) / count)
-        alive = np.delete(alive, chosen)
         if len(order) in cuts:
             weights[len(order)] = [state.whole() for state in states]
     return Elimination(np.array(order, np.int64), np.array(errors)), weights
 
 
 class _State:
-    """A reader less the units removed so far."""
+    """A reader less the units removed so far.
+
+    The columns of a unit stand side by side, those of no unit behind them. Columns of removed units are uncoupled from
+    the rest, and taken out once they are many.
+    """
 
     def __init__(self, reader: Reader) -> None:
-        gram = reader.gram
-        diagonal = np.diagonal(gram, axis1=1, axis2=2)
-        mean = diagonal.sum(axis=1) / np.maximum((diagonal > 0).sum(axis=1), 1)
-        ridge = np.where(mean > 0, mean * max(reader.damping, 1e-9), 1.0)[:, None, None]
-        self.inverse = np.linalg.inv(gram + ridge * np.eye(gram.shape[-1]))
-        self.weights = reader.weights.copy()
-        self.weight = reader.weight
-        self.columns = reader.columns.copy()
-        self.original = np.arange(gram.shape[-1])
-        self.width = gram.shape[-1]
+        width = reader.gram.shape[-1]
+        units, self._each = reader.columns.shape
+        owned = reader.columns.reshape(-1)
+        self._order = np.concatenate([owned, np.setdiff1d(np.arange(width), owned)])
+        self._units = np.arange(units)
+        self._width = width
+        self._gone = np.zeros(units, bool)
+        self._weight = reader.weight
+        self._inverse = _inverse_of(reader, self._order)
+        # [G, K, O]: what a column is multiplied by lies together.
+        turned = reader.weights.swapaxes(1, 2)[:, self._order]
+        self._weights = np.ascontiguousarray(turned, self._inverse.dtype)
 
     def whole(self) -> Array:
         """Return the weights [G, O, K], zero for what was removed."""
-        found = np.zeros((*self.weights.shape[:2], self.width))
-        found[:, :, self.original] = self.weights
+        groups, _, outputs = self._weights.shape
+        found = np.zeros((groups, outputs, self._width))
+        found[:, :, self._order] = self._weights.swapaxes(1, 2)
         return found
 
     def scores(self) -> Array:
-        """Return what removing each unit alone costs, [units left]."""
-        columns = self.columns
-        blocks = self.inverse[:, columns[:, :, None], columns[:, None, :]]
-        part = self.weights[:, :, columns].transpose(0, 2, 3, 1)
-        squares = part @ part.swapaxes(2, 3)
-        solved = np.linalg.solve(blocks, squares)
-        return self.weight * np.asarray(np.trace(solved, axis1=2, axis2=3).sum(axis=0))
+        """Return what removing each unit alone costs, [units]; infinity for those that are gone."""
+        groups, _, outputs = self._weights.shape
+        units, each = len(self._units), self._each
+        size = units * each
+        square = self._inverse[:, :size, :size].reshape(groups, units, each, units, each)
+        blocks = np.einsum("guaub->guab", square).astype(np.float64)
+        part = self._weights[:, :size].reshape(groups, units, each, outputs)
+        solved = np.linalg.solve(blocks, (part @ part.swapaxes(2, 3)).astype(np.float64))
+        costs = self._weight * np.trace(solved, axis1=2, axis2=3).sum(axis=0)
+        found = np.full(len(self._gone), np.inf)
+        left = ~self._gone[self._units]
+        found[self._units[left]] = costs[left]
+        return found
 
     def remove(self, chosen: IntArray) -> float:
-        """Remove units, by their place among those left, and return what that costs."""
-        gone = self.columns[chosen].reshape(-1)
-        rest = np.setdiff1d(np.arange(len(self.original)), gone, assume_unique=True)
-        part = self.weights[:, :, gone]
-        block = self.inverse[:, gone[:, None], gone]
-        across = self.inverse[:, gone[:, None], rest]
+        """Remove units and return what that costs."""
+        places = np.searchsorted(self._units, chosen)
+        gone = (places[:, None] * self._each + np.arange(self._each)).reshape(-1)
+        part, across = self._weights[:, gone], self._inverse[:, gone]
+        block = across[:, :, gone]
         shares = np.linalg.solve(block, across)
-        cost = float((np.linalg.solve(block, part.swapaxes(1, 2)) * part.swapaxes(1, 2)).sum())
-        self.weights = self.weights[:, :, rest] - part @ shares
-        self.inverse = self.inverse[:, rest[:, None], rest] - across.swapaxes(1, 2) @ shares
-        place = np.full(len(self.original), -1)
-        place[rest] = np.arange(len(rest))
-        self.original = self.original[rest]
-        self.columns = place[np.delete(self.columns, chosen, axis=0)]
-        return self.weight * cost
+        cost = float((np.linalg.solve(block, part) * part).sum(dtype=np.float64))
+        turned = shares.swapaxes(1, 2)
+        self._weights -= turned @ part
+        for start in range(0, self._inverse.shape[1], _ROWS):
+            rows = slice(start, start + _ROWS)
+            self._inverse[:, rows] -= turned[:, rows] @ across
+        self._weights[:, gone] = 0.0
+        self._inverse[:, gone] = 0.0
+        self._inverse[:, :, gone] = 0.0
+        self._inverse[:, gone, gone] = 1.0
+        self._gone[chosen] = True
+        if np.count_nonzero(self._gone[self._units]) * _DENSE > len(self._units):
+            self._compact()
+        return self._weight * cost
+
+    def _compact(self) -> None:
+        left = ~self._gone[self._units]
+        behind = np.ones(len(self._order) - len(left) * self._each, bool)
+        stays = np.flatnonzero(np.concatenate([np.repeat(left, self._each), behind]))
+        self._inverse = np.take(np.take(self._inverse, stays, axis=1), stays, axis=2)
+        self._weights = self._weights[:, stays]
+        self._order = self._order[stays]
+        self._units = self._units[left]
+
+
+def _inverse_of(reader: Reader, order: IntArray) -> NDArray[Any]:
+    """Return the inverse of the damped covariance, its columns in ``order``."""
+    diagonal = np.diagonal(reader.gram, axis1=1, axis2=2)
+    mean = diagonal.sum(axis=1) / np.maximum((diagonal > 0).sum(axis=1), 1)
+    damping = max(reader.damping, 1e-9)
+    ridge = np.where(mean > 0, mean * damping, 1.0)[:, None]
+    gram = reader.gram[:, order[:, None], order]
+    number = np.arange(len(order))
+    gram[:, number, number] += ridge
+    single = len(order) >= _WIDE and len(order) <= _CONDITION * damping
+    return np.linalg.inv(gram.astype(np.float32)) if single else np.linalg.inv(gram)
