@@ -183,7 +183,9 @@ class SharedFit:
         return self._found[rank]
 
     def _outputs_for(self, rank: int) -> int:
-        """Return for how many outputs of a tucker form's second layer the first is made."""
+        """Return for how many of the principal outputs the first layer is improved: all that the second layer has."""
+        if self._form == "spatial":
+            return len(self._weights)
         outputs, inputs = map(int, self._weights.shape[:2])
         return min(max(round(rank * outputs / inputs), 1), outputs)
 
