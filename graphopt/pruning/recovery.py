@@ -120,7 +120,8 @@ class _Refitting:
         self._relay = relay
         self._kept = kept.get(str(job.result.name), {})
         self._unfold = None if job.unfold is None else replace(job.unfold, most=most)
-        self._scale = np.where(np.abs(job.scale) < _least(job.scale), 1.0, job.scale)[:, None]
+        scale = np.where(np.abs(job.scale) < _least(job.scale), 1.0, job.scale)
+        self._scale, self._shift = scale[:, None].astype(np.float32), job.shift[:, None].astype(np.float32)
         layer = job.layer
         self._weights, self._bias, self._centred = rows_of(layer), bias_of(layer), has_bias(layer)
         groups = self._unfold.groups if self._unfold is not None else 1
@@ -140,24 +141,37 @@ class _Refitting:
         """
         stored: list[Path] = []
         for number, seen in enumerate(self._seen()):
+            if any(not np.abs(array).max(initial=0.0) <= _LARGEST for array in seen):
+                raise _UnfitError("what it reads or is to give is not finite for all of the data")
             self._add(number, seen, None)
-            if self._job.bounds is not None and _ROUNDS:
-                stored.append(folder / f"seen-{number}.npz")
-                np.savez(stored[-1], *seen)
+            if self._job.bounds is not None:
+                stored.append(folder / f"seen-{number}.npy")
+                np.save(stored[-1], np.concatenate([array.reshape(-1, array.shape[-1]) for array in seen]))
         found = fit(self._fitting, self._held, self._weights, self._bias, centred=self._centred)
         for _ in range(_ROUNDS if stored else 0):
             self._fitting.forget_targets()
             self._held.forget_targets()
             for number, path in enumerate(stored):
-                with np.load(path) as arrays:
-                    self._add(number, (arrays["arr_0"], arrays["arr_1"], arrays["arr_2"]), found)
-            after = fit(self._fitting, self._held, found.weights, found.bias, centred=self._centred)
+                self._add(number, self._again(np.load(path)), found)
+            after = fit(
+                self._fitting,
+                self._held,
+                found.weights,
+                found.bias,
+                centred=self._centred,
+                damping=found.damping or None,
+            )
             found = Fit(after.weights, after.bias, after.damping, found.before, after.after)
             if after.after > _ENOUGH * after.before:
                 break
         for path in stored:
             path.unlink()
         return found
+
+    def _again(self, stored: NDArray[np.float32]) -> _Seen:
+        outputs = len(self._weights)
+        rows, wanted, added = np.split(stored, [-2 * outputs, -outputs])
+        return rows.reshape(len(self._fitting.inputs), -1, rows.shape[1]), wanted, added
 
     def _seen(self) -> Iterator[_Seen]:
         """Yield, batch by batch, what the layer reads, what is wanted behind it and what is added there."""
@@ -168,30 +182,30 @@ class _Refitting:
 
     def _add(self, number: int, seen: _Seen, last: Fit | None) -> None:
         rows, wanted, added = seen
-        if any(not np.abs(array).max(initial=0.0) <= _LARGEST for array in seen):
-            raise _UnfitError("what it reads or is to give is not finite for all of the data")
-        offset = added.astype(np.float64) + self._job.shift[:, None]
+        offset = added + self._shift
         aims: NDArray[Any] = wanted
         if last is not None and self._job.bounds is not None:
             weights = last.weights.astype(np.float32).reshape(len(rows), -1, rows.shape[1])
-            now = (weights @ rows).reshape(aims.shape) + last.bias[:, None]
+            now = (weights @ rows).reshape(aims.shape) + last.bias[:, None].astype(np.float32)
             aims = _unseen(aims, self._scale * now + offset, *self._job.bounds)
         sums = self._held if number // _BLOCK % _HELD == _HELD - 1 else self._fitting
         sums.add(rows, (aims - offset) / self._scale, again=last is not None)
 
     def _positions(self, target: NDArray[Any], given: Outputs) -> _Seen:
-        for axis, places in self._kept.items():
-            target = np.take(target, places, axis)
-        added = np.zeros_like(target)
-        for other in self._job.others:
-            if given[str(other.name)].shape != target.shape:
-                raise _UnfitError(_RESIZED)
-            added = added + given[str(other.name)]
+        sizes = [len(self._kept.get(axis, range(size))) for axis, size in enumerate(target.shape)]
+        others = [given[str(other.name)] for other in self._job.others]
+        if any(list(other.shape) != sizes for other in others):
+            raise _UnfitError(_RESIZED)
         values, unfold = given[str(self._job.data.name)], self._unfold
         if unfold is not None:
-            rows, wanted, apart = unfolded(values, unfold), placed(target, unfold), placed(added, unfold)
+            rows, laid = unfolded(values, unfold), [placed(array, unfold) for array in (target, *others)]
+            # Places are thinned before channels are taken: that leaves far less.
+            laid[0] = laid[0][self._kept.get(1, slice(None))]
         else:
-            rows, wanted, apart = _rows(values)[None], _rows(target), _rows(added)
+            for axis, places in self._kept.items():
+                target = np.take(target, places, axis)
+            rows, laid = _rows(values)[None], [_rows(array) for array in (target, *others)]
+        wanted, apart = laid[0], sum(laid[1:], np.zeros_like(laid[0]))
         if rows.shape[2] != wanted.shape[1]:
             raise _UnfitError(_RESIZED)
         return rows, wanted, apart

@@ -7,21 +7,32 @@ one that does best on samples held out, in each layer anew; then all samples are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.float32]
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Candidates for λ, as shares of the mean diagonal of E[x̂ x̂ᵀ]."""
 
+_FIRST = 2
+"""Where the search for the best of them begins."""
+
+_PENDING = 1 << 22
+"""Numbers that are kept until they are multiplied: large sums take long to add up to."""
+
 
 @dataclass
 class Moments:
-    """Sums over ``count`` positions of x̂ x̂ᵀ [G, K, K], of t x̂ᵀ [G, O / G, K], of x̂ [G, K], t and t² [G, O / G]."""
+    """Sums over ``count`` positions of x̂ x̂ᵀ [G, K, K], of t x̂ᵀ [G, O / G, K], of x̂ [G, K], t and t² [G, O / G].
+
+    What was added last may not be among them before :meth:`settle`.
+    """
 
     inputs: Array
     cross: Array
@@ -29,6 +40,7 @@ class Moments:
     target_sum: Array
     target_square: Array
     count: int
+    _pending: list[tuple[Rows, Rows, bool]] = field(default_factory=list)
 
     @classmethod
     def zeros(cls, groups: int, outputs: int, width: int) -> Moments:
@@ -37,27 +49,42 @@ class Moments:
         first, wanted, power = (np.zeros((groups, size)) for size in (width, outputs, outputs))
         return cls(square, cross, first, wanted, power, 0)
 
-    def add(self, rows: NDArray[np.float32], targets: NDArray[Any], *, again: bool = False) -> None:
+    def add(self, rows: Rows, targets: NDArray[Any], *, again: bool = False) -> None:
         """Add positions: ``rows`` [G, K, P] and ``targets`` [O, P]; ``again``: other targets of rows added before."""
         groups, _, count = rows.shape
-        wanted = np.asarray(targets, np.float32).reshape(groups, -1, count)
+        self._pending.append((rows, np.asarray(targets, np.float32).reshape(groups, -1, count), again))
+        if sum(rows.size + targets.size for rows, targets, _ in self._pending) > _PENDING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Add what waits to be added."""
+        pending, self._pending = self._pending, []
+        for again in (False, True):
+            parts = [(rows, targets) for rows, targets, twice in pending if twice is again]
+            if parts:
+                self._add(_joined([rows for rows, _ in parts]), _joined([targets for _, targets in parts]), again)
+
+    def _add(self, rows: Rows, wanted: Rows, again: bool) -> None:
         if not again:
             for total, block in zip(self.inputs, rows, strict=True):
                 # Of two matrices, a product with the own transpose takes half the work.
                 total += block @ block.T
             self.input_sum += rows.sum(axis=2, dtype=np.float64)
-            self.count += count
+            self.count += rows.shape[2]
         self.cross += wanted @ rows.swapaxes(1, 2)
         self.target_sum += wanted.sum(axis=2, dtype=np.float64)
         self.target_square += np.square(wanted, dtype=np.float64).sum(axis=2)
 
     def forget_targets(self) -> None:
         """Take back what was added of targets."""
+        self.settle()
         for array in (self.cross, self.target_sum, self.target_square):
             array.fill(0.0)
 
     def __add__(self, other: Moments) -> Moments:
         """Return the sums over both."""
+        self.settle()
+        other.settle()
         return Moments(
             self.inputs + other.inputs,
             self.cross + other.cross,
@@ -69,14 +96,19 @@ class Moments:
 
     def means(self, centred: bool) -> Means:
         """Return the means, those of x̂ and t taken off the products where a bias can make up for them."""
+        self.settle()
         count = max(self.count, 1)
         first, wanted = self.input_sum / count, self.target_sum / count
         gram, cross, square = self.inputs / count, self.cross / count, self.target_square / count
         if centred:
-            gram = gram - first[:, :, None] * first[:, None, :]
-            cross = cross - wanted[:, :, None] * first[:, None, :]
-            square = square - wanted**2
+            gram -= first[:, :, None] * first[:, None, :]
+            cross -= wanted[:, :, None] * first[:, None, :]
+            square -= wanted**2
         return Means(gram, cross, square, first, wanted, centred)
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +128,9 @@ class Means:
         mean = diagonal.sum(axis=1) / np.maximum((diagonal > 0).sum(axis=1), 1)
         ridge = np.where(mean > 0, mean * damping, 1.0)[:, None, None]
         wanted = self.cross + ridge * weights
-        left = self.gram + ridge * np.eye(self.gram.shape[-1])
+        left = self.gram.copy()
+        number = np.arange(left.shape[-1])
+        left[:, number, number] += ridge[:, :, 0]
         return np.asarray(np.linalg.solve(left, wanted.swapaxes(1, 2)).swapaxes(1, 2), np.float64)
 
     def bias(self, weights: Array) -> Array:
@@ -128,25 +162,61 @@ class Fit:
     after: float
 
 
-def fit(fitting: Moments, held: Moments, weights: Array, bias: Array, *, centred: bool = True) -> Fit:
+def fit(
+    fitting: Moments,
+    held: Moments,
+    weights: Array,
+    bias: Array,
+    *,
+    centred: bool = True,
+    damping: float | None = None,
+) -> Fit:
     """Fit a layer that has ``weights`` [O, K] and ``bias`` [O] now; it stays as it is when nothing does better.
 
     ``fitting`` and ``held`` are sums over different samples; ``held`` may be empty, which takes the middle damping.
+    Only ``damping`` is tried if it is given.
     """
-    groups = len(fitting.inputs)
-    old = weights.reshape(groups, -1, weights.shape[1])
-    test, trial = held.means(centred), fitting.means(centred)
-    if not held.count:
-        test = trial
-    power = float(test.square.sum()) or 1.0
-    before = float(test.errors(old, bias).sum()) / power
-    scores = []
-    for damping in DAMPINGS:
-        found = trial.fitted(old, damping)
-        scores.append(float(test.errors(found, trial.bias(found)).sum()) / power)
-    best = int(np.argmin(scores)) if held.count else len(DAMPINGS) // 2
-    if scores[best] >= before:
+    held.settle()
+    damping, before, after = _tried(fitting, held, weights, bias, centred, damping)
+    if after >= before:
         return Fit(weights, bias, 0.0, before, before)
     every = (fitting + held).means(centred)
-    found = every.fitted(old, DAMPINGS[best])
-    return Fit(found.reshape(weights.shape), every.bias(found), DAMPINGS[best], before, scores[best])
+    found = every.fitted(weights.reshape(len(every.gram), -1, weights.shape[1]), damping)
+    return Fit(found.reshape(weights.shape), every.bias(found), damping, before, after)
+
+
+def _tried(
+    fitting: Moments, held: Moments, weights: Array, bias: Array, centred: bool, damping: float | None
+) -> tuple[float, float, float]:
+    """Return the damping that does best on ``held``, the error there before, and the error with it."""
+    trial = fitting.means(centred)
+    test = held.means(centred) if held.count else trial
+    old = weights.reshape(len(trial.gram), -1, weights.shape[1])
+    power = float(test.square.sum()) or 1.0
+    before = float(test.errors(old, bias).sum()) / power
+
+    def score(damping: float) -> float:
+        found = trial.fitted(old, damping)
+        return float(test.errors(found, trial.bias(found)).sum()) / power
+
+    if damping is None and held.count:
+        damping, after = _lowest(score)
+        return damping, before, after
+    damping = DAMPINGS[len(DAMPINGS) // 2] if damping is None else damping
+    return damping, before, score(damping)
+
+
+def _lowest(score: Callable[[float], float]) -> tuple[float, float]:
+    """Return the damping of the lowest score, which rises on either side of it, and that score."""
+    known = {_FIRST: score(DAMPINGS[_FIRST])}
+    for step in (-1, 1):
+        place = _FIRST
+        while 0 <= place + step < len(DAMPINGS):
+            known[place + step] = score(DAMPINGS[place + step])
+            if known[place + step] >= known[place]:
+                break
+            place += step
+        if place != _FIRST:
+            break
+    best = min(known, key=known.__getitem__)
+    return DAMPINGS[best], known[best]

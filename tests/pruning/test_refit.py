@@ -14,6 +14,7 @@ def sums(rows, targets):
     half = rows.shape[2] // 2
     found.add(rows[:, :, :half], targets[:, :half])
     found.add(rows[:, :, half:], targets[:, half:])
+    found.settle()
     return found
 
 
@@ -106,6 +107,7 @@ def test_targets_can_be_replaced_without_seeing_the_rows_again():
     again = sums(rows, targets)
     again.forget_targets()
     again.add(rows, targets + 1, again=True)
+    again.settle()
 
     fresh = sums(rows, targets + 1)
 
