@@ -24,17 +24,14 @@ from graphopt.lowrank.fitting import ChannelFit, Moments, SharedFit
 from graphopt.lowrank.sites import Array, Site
 from graphopt.pruning.matrices import bias_of
 
-DAMPING = 1e-6
-"""Share of the mean diagonal of G that is added to its diagonal before anything is fitted to it."""
-
 MOST = 16
 """Candidates of a form at most."""
 
-_SPATIAL_RANKS, _TUCKER_RANKS = 8, 5
-"""Ranks of the first layer that are tried; each takes work of its own."""
+_RANKS = {"spatial": 7, "tucker": 4}
+"""First ranks that are tried of the forms whose ranks take work, each of its own."""
 
-_WORTH = 0.75
-"""Share of the MACs above which these two forms are not tried: high ranks take long, and have little to offer."""
+_WORTH = {"spatial": 0.65, "tucker": 0.4}
+"""Share of the MACs above which these are not tried: high ranks take long, and other forms have less error there."""
 
 _SECOND_RANKS = (0.75, 1.0, 1.3)
 """Ranks of the second layer of a tucker form, as multiples of its share of the outputs; they take no work."""
@@ -75,12 +72,17 @@ class Splitter:
     """Splits one site; what is expensive is computed once."""
 
     def __init__(
-        self, site: Site, grams: Gram | Sequence[Gram] | None, *, damping: float = DAMPING, forms: Sequence[str] = FORMS
+        self,
+        site: Site,
+        grams: Gram | Sequence[Gram] | None,
+        *,
+        damping: float | None = None,
+        forms: Sequence[str] = FORMS,
     ) -> None:
         """Take the Gram matrices of the site's layers (one for each of ``site.layers``; ``None``: plain SVD).
 
         G + ``damping`` · mean(diag G) · I is what factors are fitted to, so that directions that the data has nothing
-        in are ordered as by plain SVD, and every system has one solution.
+        in are ordered as by plain SVD, and every system has one solution. By default :func:`damping_of` tells how much.
         """
         self._site = site
         self._forms = tuple(form for form in forms_of(site) if form in forms)
@@ -139,19 +141,17 @@ class Splitter:
         return self._shared[form, most]
 
     def _saves(self, form: str, ranks: tuple[int, ...]) -> bool:
-        share = _WORTH if form in ("spatial", "tucker") else 1.0
-        return macs_of(self._site, form, ranks) < share * self._site.macs
+        return macs_of(self._site, form, ranks) < _WORTH.get(form, 1.0) * self._site.macs
 
     def _ranks(self, form: str, align: int) -> list[tuple[int, ...]]:
         """Return ranks to try: multiples of ``align``, evenly up to the last that saves."""
         site = self._site
         if form != "tucker":
             step = align // math.gcd(align, site.groups)
-            count = MOST if form != "spatial" else _SPATIAL_RANKS
-            return [(rank,) for rank in self._evenly(form, step, count)]
+            return [(rank,) for rank in self._evenly(form, step, _RANKS.get(form, MOST))]
         outputs, inputs = map(int, site.weights.shape[:2])
         found: list[tuple[int, ...]] = []
-        for first in self._evenly(form, align, _TUCKER_RANKS):
+        for first in self._evenly(form, align, _RANKS[form]):
             seconds = {round(share * first * outputs / inputs / align) * align for share in _SECOND_RANKS}
             found += [(first, second) for second in sorted(seconds) if 0 < second <= outputs]
         return found
