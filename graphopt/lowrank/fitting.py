@@ -153,11 +153,9 @@ class SharedFit:
     def error(self, ranks: tuple[int, ...]) -> float:
         """Return E‖W x - Ŵ x‖²."""
         pair = self._pair(ranks[0])
-        second = pair.second
-        missing = self._problem.power - float(np.vdot(pair.cross, second))
-        if self._form == "tucker":
-            second = _along(pair.outer[:, : ranks[1]] @ pair.outer[:, : ranks[1]].T, second)
-            missing = self._problem.power - float(pair.power[: ranks[1]].sum())
+        outer = pair.outer[:, : ranks[1]] if self._form == "tucker" else pair.outer
+        second = _along(outer @ outer.T, pair.second) if self._form == "tucker" else pair.second
+        missing = self._problem.power - pair.explained(outer.shape[1])
         moved = self._plain.seen_through(pair.first).cross
         distance = self._plain.power - 2 * np.vdot(moved, second) + np.vdot(second, second)
         return max(missing - self._ridge * max(float(distance), 0.0), 0.0)
@@ -186,14 +184,17 @@ class SharedFit:
     def _pair(self, rank: int) -> _Pair:
         """Return the factors with ``rank`` features between them: one is improved and the other fitted, in turn."""
         if rank not in self._found:
-            first = np.eye(rank, len(self._basis))
-            pair = self._fitted(first)
+            wanted = self._outputs_for(rank)
+            pair = self._fitted(np.eye(rank, len(self._basis)))
             for _ in range(_ROUNDS[self._form]):
-                outer = pair.outer[:, : self._outputs_for(rank)]
-                inner = Shifted(self._problem.gram, _along(outer.T, self._problem.cross), self._problem.power)
-                if self._problem.power - np.vdot(pair.cross, pair.second) <= _ENOUGH * self._problem.power:
+                if self._problem.power - pair.explained(wanted) <= _ENOUGH * self._problem.power:
                     break
-                pair = self._fitted(inner.improved(pair.first, _along(outer.T, pair.second), _STEPS))
+                outer = pair.outer[:, :wanted]
+                inner = Shifted(self._problem.gram, _along(outer.T, self._problem.cross), self._problem.power)
+                after = self._fitted(inner.improved(pair.first, _along(outer.T, pair.second), _STEPS))
+                if after.explained(wanted) <= pair.explained(wanted):
+                    break
+                pair = after
             self._found[rank] = pair
         return self._found[rank]
 
@@ -209,23 +210,26 @@ class SharedFit:
         second = small.second()
         outputs = len(second)
         if self._form == "spatial":
-            return _Pair(first, second, small.cross, np.eye(outputs), np.zeros(0))
+            return _Pair(first, second, np.eye(outputs), np.einsum("ors,ors->o", small.cross, second))
         power, outer = np.linalg.eigh(small.cross.reshape(outputs, -1) @ second.reshape(outputs, -1).T)
-        return _Pair(first, second, small.cross, outer[:, ::-1], power[::-1])
+        return _Pair(first, second, outer[:, ::-1], power[::-1])
 
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """V [r, R] and H [O, r, s], ``cross`` [O, r, s] of wanted outputs with what V gives.
+    """V [r, R] and H [O, r, s]; ``power`` [O] is what H gives along each column of ``outer`` [O, O].
 
-    ``outer`` [O, O] are the principal directions of what H gives, strongest first, and ``power`` [O] is theirs.
+    For tucker these are the principal directions of what H gives, strongest first, else the outputs as they are.
     """
 
     first: Array
     second: Array
-    cross: Array
     outer: Array
     power: Array
+
+    def explained(self, outputs: int) -> float:
+        """Return how much of the wanted power is there with the first ``outputs`` columns."""
+        return float(self.power[:outputs].sum())
 
 
 def _along(matrix: Array, array: Array) -> Array:
