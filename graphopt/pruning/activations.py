@@ -52,7 +52,10 @@ def _energy(model: Model, groups: Sequence[Group], runner: Runs) -> dict[int, Sc
             rows = []
             for use in uses[group.index]:
                 layer = LayerMatrix.of(use.node)
-                power = np.diagonal(statistics[layer.gram()].second, axis1=1, axis2=2)
+                gram = statistics.get(layer.gram())
+                if gram is None:
+                    continue  # empty for all of the data
+                power = np.diagonal(gram.second, axis1=1, axis2=2)
                 weights = layer.rows(layer.array).astype(np.float64).reshape(layer.groups, -1, layer.width)
                 columns = np.sqrt((weights**2).sum(axis=1) * power).sum(axis=0)
                 rows.append(columns[columns_of(use, group.units)].sum(axis=1))
@@ -93,7 +96,8 @@ def _place(use: Use) -> _Place:
 def _means(array: NDArray[np.generic], name: str, axis: int) -> NDArray[np.float64]:
     """Return the means [samples, channels] over all other axes; without an axis of samples there is one."""
     channels_last = np.moveaxis(np.atleast_2d(np.asarray(array, np.float64)), axis, -1)
-    found = channels_last.reshape(len(channels_last), -1, channels_last.shape[-1]).mean(axis=1)
+    found = channels_last.mean(axis=tuple(range(1, channels_last.ndim - 1))) if channels_last.size else channels_last
+    found = found.reshape(-1, channels_last.shape[-1])
     if not np.isfinite(found).all():
         raise UsageError(
             f"the value {name!r} becomes NaN or infinite",
@@ -103,7 +107,9 @@ def _means(array: NDArray[np.generic], name: str, axis: int) -> NDArray[np.float
 
 
 def _spread(samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the entropy of each column's histogram, in nats."""
+    """Return the entropy of each column's histogram, in nats; without samples nothing is told by any."""
+    if not len(samples):
+        return np.zeros(samples.shape[1])
     low, high = samples.min(axis=0), samples.max(axis=0)
     width = np.where(high > low, high - low, 1.0)
     bins = np.minimum((samples - low) / width * _BINS, _BINS - 1).astype(np.int64)

@@ -219,7 +219,9 @@ def rank(model: Model, groups: Sequence[Group], runner: Runs, *, samples: int) -
                 stop = stops[group.index]
                 if stop is not None:
                     effects.rest(stop)
-                found[group.index] = _ranked(group, readers_of(group, statistics), effects)
+                readers = readers_of(group, statistics)
+                if readers:
+                    found[group.index] = _ranked(group, readers, effects)
     return [found[group.index] for group in groups if group.index in found]
 
 

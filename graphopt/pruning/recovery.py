@@ -141,12 +141,16 @@ class _Refitting:
         """
         stored: list[Path] = []
         for number, seen in enumerate(self._seen()):
+            if not seen[1].size:
+                continue
             if any(not np.abs(array).max(initial=0.0) <= _LARGEST for array in seen):
                 raise _UnfitError("what it reads or is to give is not finite for all of the data")
             self._add(number, seen, None)
             if self._job.bounds is not None:
                 stored.append(folder / f"seen-{number}.npy")
                 np.save(stored[-1], np.concatenate([array.reshape(-1, array.shape[-1]) for array in seen]))
+        if not self._fitting.count + self._held.count:
+            raise _UnfitError("none of the data reaches it")
         found = fit(self._fitting, self._held, self._weights, self._bias, centred=self._centred)
         for _ in range(_ROUNDS if stored else 0):
             self._fitting.forget_targets()

@@ -94,6 +94,16 @@ ODD = {
             yes = Greater(m, size) p = Compress<axis = 0>(s, yes) k = Gemm(p, c) t = Relu(k) y = Gemm(t, d)""",
         {"size": np.float32(1)},
     ),
+    "some batches are empty": (
+        """h = Gemm(x, a) r = Relu(h) s = Gemm(r, b) m = ReduceMax<axes = [1], keepdims = 0>(x)
+            yes = Greater(m, size) p = Compress<axis = 0>(s, yes) k = Gemm(p, c) t = Relu(k) y = Gemm(t, d)""",
+        {"size": np.float32(2)},
+    ),
+    "a layer never sees anything": (
+        """h = Gemm(x, a) r = Relu(h) s = Gemm(r, b) m = ReduceMax<axes = [1], keepdims = 0>(x)
+            yes = Greater(m, size) p = Compress<axis = 0>(s, yes) k = Gemm(p, c) t = Relu(k) y = Gemm(t, d)""",
+        {"size": np.float32(1e9)},
+    ),
     "outputs are integers": (
         "h = Gemm(x, a) r = Relu(h) s = Gemm(r, b) y = ArgMax<axis = 1, keepdims = 0>(s)",
         {"outputs": "int64[N] y"},
@@ -162,6 +172,17 @@ def test_layers_whose_size_hangs_on_the_data_are_named():
 
     assert {d.node for d in result.diagnostics if d.code == "PRUNE003"} == {"k", "y"}
     assert "not as large as" in str(next(d.message for d in result.diagnostics if d.code == "PRUNE003"))
+
+
+def test_layers_that_no_data_reach_are_named():
+    text, more = ODD["a layer never sees anything"]
+    model = net(text, **more)
+
+    result = optimize(model, pipeline="prune-channels{channels=0.5, align=0, criterion=l1}", data=dataset(model, FEEDS))
+
+    said = {d.node: d.message for d in result.diagnostics if d.code == "PRUNE003"}
+    assert set(said) == {"k", "y"}
+    assert all("none of the data reaches it" in message for message in said.values())
 
 
 def test_groups_that_no_layer_tells_anything_of_stay():
