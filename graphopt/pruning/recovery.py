@@ -140,7 +140,9 @@ class _Refitting:
         What the first round saw lies in ``folder`` for the next.
         """
         stored: list[Path] = []
+        positions = 0
         for number, seen in enumerate(self._seen()):
+            positions += seen[1].size
             if not seen[1].size:
                 continue
             if any(not np.abs(array).max(initial=0.0) <= _LARGEST for array in seen):
@@ -149,7 +151,7 @@ class _Refitting:
             if self._job.bounds is not None:
                 stored.append(folder / f"seen-{number}.npy")
                 np.save(stored[-1], np.concatenate([array.reshape(-1, array.shape[-1]) for array in seen]))
-        if not self._fitting.count + self._held.count:
+        if not positions:
             raise _UnfitError("none of the data reaches it")
         found = fit(self._fitting, self._held, self._weights, self._bias, centred=self._centred)
         for _ in range(_ROUNDS if stored else 0):
