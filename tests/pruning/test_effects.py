@@ -10,6 +10,7 @@ from graphopt.analysis.channels import Channels
 from graphopt.analysis.manager import AnalysisManager
 from graphopt.driver import optimize
 from graphopt.ir import Editor, Model, verify
+from graphopt.pruning import route
 from graphopt.pruning.effects import Ranking, rank
 from graphopt.runner import ModelRunner
 from tests.helpers import model_of, run
@@ -69,6 +70,18 @@ def test_channels_that_the_outputs_hardly_tell_are_cheap_whatever_the_next_layer
 
     np.testing.assert_array_equal(first.elimination.order, second.elimination.order)
     assert second.curve.losses[4] < 1e-3 * first.curve.losses[4]
+
+
+def test_where_the_network_rests_makes_no_difference(monkeypatch):
+    text = "h = MatMul(x, a) r = Relu(h) k = MatMul(r, b) s = Relu(k) m = MatMul(s, c) t = Relu(m) y = MatMul(t, d)"
+    curves = []
+    for byte in (0.0, 1e9):
+        monkeypatch.setattr(route, "_BYTE", byte)
+        curves.append([found.curve.losses for found in rankings(net(text), FEEDS)])
+
+    assert len(curves[0]) == 3
+    for resting, running in zip(*curves, strict=True):
+        np.testing.assert_allclose(resting, running, rtol=1e-3)
 
 
 ODD = {

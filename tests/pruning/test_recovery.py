@@ -8,7 +8,7 @@ import pytest
 from graphopt.calibration import dataset_from_arrays
 from graphopt.calibration.sessions import session_of
 from graphopt.ir import Model
-from graphopt.pruning import recovery
+from graphopt.pruning import recovery, route
 from tests.helpers import check_equivalent, model_of, run
 from tests.pruning.pruned import value_of
 from tests.pruning.recovered import batches, error, recovered
@@ -266,6 +266,32 @@ def test_batches_of_all_sizes():
 
     found = recovered(before, feeds, ALL_LEFT)
 
+    assert error(before, found.model, UNSEEN) < EXACT
+
+
+@pytest.mark.parametrize("byte", [0.0, 1e9])
+def test_where_networks_rest_makes_no_difference(byte, monkeypatch):
+    """Once at every layer there is, and once nowhere; bounds, shortcuts and a cut in two places on the way."""
+    monkeypatch.setattr(route, "_BYTE", byte)
+    text = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
+        [first] h = Conv(x, w1)
+        r = Relu(h)
+        [second] k = Conv<pads = [1, 1, 1, 1]>(r, w2)
+        s = Relu(k)
+        [third] m = Conv(s, w3)
+        t = Add(m, k)
+        [fourth] n = Conv(t, w4)
+        p = GlobalAveragePool(n)
+        f = Flatten(p)
+        [last] y = Gemm(f, w5)
+    }"""
+    weights = {"w1": doubled(3, 1, 1), "w2": normal(6, 8, 3, 3), "w3": normal(6, 6, 1, 1), "w4": doubled(6, 1, 1)}
+    before = model_of(text, weights=weights | {"w5": normal(8, 5)})
+
+    found = recovered(before, batches(x=(3, 8, 8)), ALL_LEFT | {"fourth": [4, 5, 6, 7]})
+
+    assert [refit.node for refit in found.refits] == ["second", "third", "fourth", "last"]
+    assert error(before, found.plain, UNSEEN) > 0.05
     assert error(before, found.model, UNSEEN) < EXACT
 
 
