@@ -86,14 +86,19 @@ class Shifted:
         rows, shifts = second.shape[1:]
         flat = second.reshape(len(second), rows * shifts)
         pairs = (flat.T @ flat).reshape(rows, shifts, rows, shifts)
-        left = np.linalg.inv(_regular(np.einsum("asbs->ab", pairs)))
         wanted = np.tensordot(second, self.cross, ((0, 2), (0, 2)))
+        # As shares of their means, numbers of any size have room in float32.
+        size = float(np.einsum("asas->", pairs)) / (rows * shifts) or 1.0
+        pairs, wanted = pairs / size, wanted / size
+        left = np.linalg.inv(_regular(np.einsum("asbs->ab", pairs)))
         if self.gram is None:
             return orthonormal(left @ wanted)
         features = len(self.gram)
-        right = np.linalg.inv(_regular(np.einsum("asbs->ab", self.gram)))
+        size = float(np.einsum("asas->", self.gram)) / (features * shifts) or 1.0
+        gram, wanted = self.gram / size, wanted / size
+        right = np.linalg.inv(_regular(np.einsum("asbs->ab", gram)))
         # Σ V[r, n] G[n, s, m, t] P[r, s, q, t]: with the axes in this order both sums are products of plain matrices.
-        wide = self.gram.transpose(0, 1, 3, 2).astype(np.float32).reshape(features, -1)
+        wide = gram.transpose(0, 1, 3, 2).astype(np.float32).reshape(features, -1)
         narrow = pairs.transpose(2, 0, 1, 3).astype(np.float32).reshape(rows, -1)
 
         def product(direction: _Floats) -> _Floats:

@@ -22,6 +22,12 @@ _SPARE = {"spatial": 1.25, "tucker": 1.1}
 _DAMPING, _LEAST, _LARGEST = 0.3, 1e-6, 1.0
 """What :func:`damping_of` takes of (K / count)², and its bounds."""
 
+_NOTHING = 1e-12
+"""Share of the power under the damped matrix that is rounding."""
+
+_WHOLE = 1024
+"""Rows of the first factor's matrix up to which it is taken whole; of more, only the principal outputs are."""
+
 _ENOUGH = 1e-10
 """Share of the power that is no error worth improving."""
 
@@ -85,11 +91,9 @@ class ChannelFit:
         power = sum(part.power - moments.ridge * np.square(part.rows).sum(axis=1) for part in self.parts)
         tails = np.maximum(power, 0.0)[::-1].cumsum()[::-1]
         self._tails = np.append(tails, 0.0)
-
-    @property
-    def total(self) -> float:
-        """E‖W x‖² under the matrix as it was measured."""
-        return float(self._tails[0])
+        whole = sum(float(part.power.sum()) for part in self.parts)
+        self.total = float(tails[0]) if tails[0] > _NOTHING * whole else 0.0
+        """E‖W x‖² under the matrix as it was measured; 0 where that is rounding."""
 
     def error(self, ranks: tuple[int, ...]) -> float:
         """Return E‖W x - Ŵ x‖²."""
@@ -144,8 +148,8 @@ class SharedFit:
         """Return the principal parts [k, n] of the input at one shift, k >= ``size``, strongest first."""
         outputs, features, shifts = self._wide.shape
         wide = self._wide
-        needed = math.ceil(1.5 * size / shifts)
-        if needed < outputs:
+        needed = math.ceil(max(1.5 * size, _WHOLE) / shifts)
+        if needed < outputs and whole.gram is not None:
             wide = channel.parts[0].rows[:needed].reshape(-1, features, shifts)
         gram = None if whole.gram is None else np.einsum("nsms->nm", whole.gram)
         return principal(wide.transpose(0, 2, 1).reshape(-1, features), gram).rows
