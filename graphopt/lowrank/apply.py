@@ -13,7 +13,6 @@ from graphopt.ir import Editor, Model
 from graphopt.lowrank.forms import Candidate, Splitter
 from graphopt.lowrank.rewrite import replace
 from graphopt.lowrank.sites import Site, site_of
-from graphopt.lowrank.forms import Splitter
 from graphopt.lowrank.ways import collect, waves
 from graphopt.pruning.effects import Runs
 from graphopt.pruning.jobs import Declined, Job, refittable

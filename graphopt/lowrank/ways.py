@@ -16,7 +16,6 @@ from graphopt.lowrank.forms import Candidate, Split, Splitter
 from graphopt.lowrank.losses import Losses
 from graphopt.lowrank.rewrite import replace
 from graphopt.lowrank.sites import Site, site_of
-from graphopt.lowrank.forms import Splitter
 from graphopt.pruning.budget import alignment
 from graphopt.pruning.effects import Runs
 from graphopt.pruning.matrices import WIDEST
