@@ -44,7 +44,7 @@ def _chain(edit: Editor, layer: Linear, split: Split, weights: Sequence[Value]) 
     for number, (weight, attributes) in enumerate(zip(weights, firsts, strict=False), start=1):
         base = f"{node.name or node.outputs[0].name}_{number}"
         thin = edit.insert_before(
-            node, node.op_type, [value, weight], attributes, name=edit.new_name(base), outputs=[f"{base}_output"]
+            node, node.op_type, [value, weight], attributes, name=base, outputs=[f"{base}_output"]
         )
         value = thin.outputs[0]
         edit.annotate(value, weight.dtype, _shape(node, split, number))
@@ -81,9 +81,9 @@ def _on_axis(node: Node, split: Split, axis: int) -> _Attributes:
 
 
 def _shape(node: Node, split: Split, number: int) -> list[Dim] | None:
-    """Return the shape behind thin layer ``number``, from 1; None where that of the old layer is not known."""
+    """Return the shape behind thin layer ``number``, from 1; None where those around the old layer are not known."""
     given, result = shape_of(node.inputs[0]), shape_of(node.outputs[0])
-    if given is None or result is None:
+    if not given or not result or len(given) != len(result):
         return None
     ranks = split.candidate.ranks
     if node.op_type != "Conv":

@@ -18,7 +18,7 @@ from graphopt.quantization.layers import LayerMatrix
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Extent:
     """How often a layer is computed in one run of the model.
 
