@@ -17,34 +17,40 @@ With calibration data, units go in the order in which the layers that read them 
 of the network lose least for the cost that is saved; then every layer behind is refit, on what reaches it in the pruned
 network, to what the original gave. No labels are needed, and nothing is trained.
 
+Where the target is this machine, what was cut is timed: a network that is not faster gets its channels back, and a
+budget of latency is held against the time itself (``check``). A named target that is another machine switches that off,
+as does ``check=off``; the result then hangs on the input, the options and the seed alone.
+
 A second run takes its fraction of what the first one left.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import ClassVar
 
 from graphopt.analysis import Shapes
 from graphopt.analysis.channels import Channels, Group, HeadDimensions
-from graphopt.errors import UsageError
-from graphopt.ir import Model, Node, nodes
+from graphopt.analysis.cost import Cost
+from graphopt.errors import GraphOptError, UsageError
+from graphopt.ir import Model, Node
 from graphopt.ir.edit import operator_key
 from graphopt.pipeline import Changes, Pass, PassContext, option
 from graphopt.pruning import activations, importance, prune
 from graphopt.pruning.choose import Limits, Removed
-from graphopt.pruning.costs import CostModel
 from graphopt.pruning.effects import Ranking
-from graphopt.pruning.prune import Budget, History
+from graphopt.pruning.named import anchor, called, fractions
+from graphopt.pruning.prune import Budget, Choice, History
 from graphopt.pruning.selection import OutOfReachError
+from graphopt.pruning.timed import SMALLEST, Trials
 from graphopt.quantization.guard import quantized_node
-from graphopt.quantization.half import is_named
+from graphopt.quantization.measured import Timer
 
-_MOST_REASONS = 20
-"""Reasons listed of a model with nothing to prune."""
+_TIE = 0.005
+"""A budget of latency that is missed by no more than this is met."""
 
+_ALL_THE_SAME = "check=off prunes it all the same"
 _CRITERIA = ("auto", prune.OBS, *activations.CRITERIA, *importance.CRITERIA)
 _BUDGETS = ("macs", "params", "latency", "channels")
 
@@ -73,6 +79,12 @@ class PruneChannels(Pass):
     floors: str = option("", "fractions that single layers keep at least: name or operator=fraction, with commas")
     heads: str = option("heads", "what attention loses: heads, or dimensions of every head", choices=("heads", "dims"))
     steps: int = option(1, "in how many steps, each ranked anew on the network refit after the last", ge=1, le=64)
+    check: str = option(
+        "whole",
+        "time the result where the target is this machine: whole undoes cuts of a network that is not faster, "
+        "layers all that do not make their layers faster",
+        choices=("whole", "layers", "off"),
+    )
     recover: bool = option(True, "refit what is left where there is calibration data")
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
@@ -88,8 +100,9 @@ class PruneChannels(Pass):
                 where=self.name,
                 hint="prune the float model and quantize behind it, or run strip-qdq first",
             )
-        wanted, ignored, criterion = self._budget(), self._ignored(model), self._criterion(ctx)
-        floors = self._floors(model)
+        ignored = called(model, self.ignore, f"{self.name}{{ignore}}")
+        floors = fractions(model, self.floors, f"{self.name}{{floors}}")
+        wanted, criterion = self._budget(), self._criterion(ctx)
         changes, history, first = Changes(), History.of(model), 0.0
         for step in range(1, self.steps + 1):
             analysis = ctx.get(HeadDimensions if self.heads == "dims" else Channels)
@@ -97,12 +110,14 @@ class PruneChannels(Pass):
             if not groups:
                 self._say_why_not(analysis, ctx)
                 break
-            costs = wanted.costs(model, groups, self._seconds(model, ctx))
+            costs = wanted.costs(model, groups, ctx.runner)
             first = first or costs.whole
             share = min(1.0, wanted.share ** (step / self.steps) * first / costs.whole)
             ranked = prune.rankings(model, groups, criterion, ctx.runner)
-            kept = {group.index: max([0.0, *(floors.get(use.node, 0.0) for use in group.writers)]) for group in groups}
-            removed = self._chosen(ranked, groups, wanted, share, costs, self._limits(ctx, kept), ctx)
+            self._say_unknown(ctx, groups, ranked)
+            choice = Choice(wanted, ranked, costs, self._limits(ctx, groups, floors), share)
+            goal = wanted.share if wanted.kind == "latency" and step == self.steps else None
+            removed = self._allowed(ctx, groups, self._paying(ctx, choice, history, analysis, goal))
             if not removed:
                 break
             self._note(ctx, groups, removed)
@@ -112,8 +127,7 @@ class PruneChannels(Pass):
             ctx.analyses.drop()
             if self.recover and ctx.runner is not None and ctx.runner.has_data:
                 ctx.get(Shapes)
-                left = partial(_say_left, ctx)
-                refits = history.recover(model, ctx.edit, ctx.runner, left)
+                refits = history.recover(model, ctx.edit, ctx.runner, partial(_say_left, ctx))
                 changes["refit"] = len(refits)
                 ctx.notes.setdefault(self.name, {})["refit"] = [asdict(refit) for refit in refits]
         return changes
@@ -138,42 +152,67 @@ class PruneChannels(Pass):
             )
         return self.criterion
 
-    def _seconds(self, model: Model, ctx: PassContext) -> dict[str, float] | None:
-        if not self.latency:
-            return None
-        if ctx.runner is None:
-            raise UsageError("nothing here can measure latency", where=self.name)
-        return ctx.runner.node_seconds(model)
-
-    def _chosen(
-        self,
-        ranked: list[Ranking],
-        groups: list[Group],
-        wanted: Budget,
-        share: float,
-        costs: CostModel,
-        limits: Limits,
-        ctx: PassContext,
+    def _paying(
+        self, ctx: PassContext, choice: Choice, history: History, analysis: Channels, goal: float | None
     ) -> Removed:
-        """Return what goes (group index -> bool[units]) so that ``share`` of the costs stays."""
-        known = {ranking.group.index for ranking in ranked}
-        for group in groups:
-            if group.index not in known:
-                ctx.missed("PRUNE002", _anchor(group), "its channels stay: no layer tells what they are worth")
+        """Return what goes (group index -> bool[units]): what the budget asks for, as far as time shows that it pays.
+
+        ``goal`` is the share of the latency that is to be met.
+        """
+        removed = self._chosen(choice)
+        timer = self._timer(ctx, history.original)
+        if not removed or timer is None:
+            return removed
+        groups = {ranking.group.index: ranking.group for ranking in choice.ranked}
+        each = self.check == "layers"
+        trials = Trials(ctx.edit.model, history.original, type(analysis), groups.values(), timer, goal, each)
         try:
-            removed = prune.pick(ranked, limits, wanted, costs, share)
+            found = trials.run(removed, choice.removed)
+        except GraphOptError as error:
+            ctx.missed("PRUNE007", None, f"no cut was timed: {error.message}")
+            return removed
+        if not found.removed:
+            ctx.warn(
+                "PRUNE004", None, f"nothing goes: cut, the network takes {found.ratio:.2f} of its time", _ALL_THE_SAME
+            )
+        for unpaid in found.unpaid:
+            was, now = 1e3 * unpaid.before, 1e3 * unpaid.after
+            node = anchor(groups[unpaid.group])
+            ctx.missed(
+                "PRUNE005", node, f"its channels stay: its layers take {was:.3f} ms, cut {now:.3f}", _ALL_THE_SAME
+            )
+        if goal is not None and found.removed and found.ratio > goal + _TIE:
+            ctx.warn("PRUNE006", None, f"the network takes {found.ratio:.2f} of its time, {goal:g} was asked for")
+        ctx.notes.setdefault(self.name, {}).setdefault("latency", []).append(found.ratio)
+        return found.removed
+
+    def _timer(self, ctx: PassContext, model: Model) -> Timer | None:
+        """Return what times cuts, None where they are not to be timed or cannot be."""
+        if self.check == "off" or ctx.runner is None or Cost.measure(model).total_macs < SMALLEST:
+            return None
+        if not ctx.host_or_target.is_host:
+            ctx.missed("PRUNE007", None, f"no cut was timed: this machine is not a {ctx.host_or_target.name}")
+            return None
+        return ctx.runner
+
+    def _chosen(self, choice: Choice) -> Removed:
+        try:
+            return choice.removed()
         except OutOfReachError as error:
+            wanted = choice.wanted
             raise UsageError(
                 f"{wanted.kind}={wanted.share:g} cannot be reached: the least that can stay is "
-                f"{error.best / costs.whole * wanted.share / share:.3f}",
+                f"{error.best / choice.costs.whole * wanted.share / choice.share:.3f}",
                 where=self.name,
                 hint="a smaller align or min_channels, lower floors, or fewer layers in ignore, let more go",
             ) from error
+
+    def _allowed(self, ctx: PassContext, groups: list[Group], removed: Removed) -> Removed:
         by_index = {group.index: group for group in groups}
         return {
             index: gone
             for index, gone in removed.items()
-            if ctx.may_rewrite(_anchor(by_index[index]), f"{gone.sum()} of {len(gone)} channels go")
+            if ctx.may_rewrite(anchor(by_index[index]), f"{gone.sum()} of {len(gone)} channels go")
         }
 
     def _note(self, ctx: PassContext, groups: list[Group], removed: Removed) -> None:
@@ -188,55 +227,20 @@ class PruneChannels(Pass):
         ]
         ctx.notes.setdefault(self.name, {}).setdefault("groups", []).append(found)
 
-    def _limits(self, ctx: PassContext, floors: dict[int, float]) -> Limits:
+    def _limits(self, ctx: PassContext, groups: list[Group], floors: dict[Node, float]) -> Limits:
         align = self.align if self.align >= 0 else ctx.host_or_target.vector_width
-        return Limits(align, self.min_channels, floors)
+        kept = {group.index: max([0.0, *(floors.get(use.node, 0.0) for use in group.writers)]) for group in groups}
+        return Limits(align, self.min_channels, kept)
 
-    def _ignored(self, model: Model) -> set[Node]:
-        return {node for pattern in _items(self.ignore) for node in self._called(model, pattern, "ignore")}
-
-    def _floors(self, model: Model) -> dict[Node, float]:
-        found: dict[Node, float] = {}
-        for item in _items(self.floors):
-            pattern, _, text = item.rpartition("=")
-            try:
-                share = float(text)
-            except ValueError:
-                share = -1.0
-            if not pattern or not 0 <= share <= 1:
-                raise UsageError(
-                    f"{item!r} is not a name, =, and a fraction from 0 to 1", where=f"{self.name}{{floors}}"
-                )
-            found |= dict.fromkeys(self._called(model, pattern.strip(), "floors"), share)
-        return found
-
-    def _called(self, model: Model, pattern: str, where: str) -> list[Node]:
-        found = [node for node in nodes(model) if is_named(node, pattern)]
-        if not found:
-            raise UsageError(
-                f"no node and no operator is called {pattern!r}",
-                where=f"{self.name}{{{where}}}",
-                hint="graphopt show MODEL --channels names the layers of each group",
-            )
-        return found
+    def _say_unknown(self, ctx: PassContext, groups: list[Group], ranked: list[Ranking]) -> None:
+        known = {ranking.group.index for ranking in ranked}
+        for group in groups:
+            if group.index not in known:
+                ctx.missed("PRUNE002", anchor(group), "its channels stay: no layer tells what they are worth")
 
     def _say_why_not(self, analysis: Channels, ctx: PassContext) -> None:
-        reasons = Counter(pin.why for pin in analysis.pins)
-        listed = "; ".join(f"{why} ({count})" for why, count in reasons.most_common(_MOST_REASONS))
-        ctx.missed("PRUNE001", None, f"nothing can be pruned: {listed or 'no layer has weights with channels'}")
+        ctx.missed("PRUNE001", None, f"nothing can be pruned: {prune.reasons(analysis)}")
 
 
 def _say_left(ctx: PassContext, node: Node, why: str) -> None:
     ctx.missed("PRUNE003", node, f"its weights are not refit: {why}")
-
-
-def _items(text: str) -> list[str]:
-    return [item.strip() for item in text.split(",") if item.strip()]
-
-
-def _anchor(group: Group) -> Node:
-    """Return the node by which messages name a group: a layer that produces or reads it."""
-    uses = (*group.writers, *group.readers)
-    if uses:
-        return uses[0].node
-    return next(use.node for member in group.members for use in member.axis.value.uses())

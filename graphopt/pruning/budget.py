@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.channels import Group
 from graphopt.analysis.cost import Cost
-from graphopt.ir import Model, Value, constant, nodes
+from graphopt.ir import Model, Node, Value, constant, nodes
 from graphopt.pruning.costs import CostModel
 from graphopt.pruning.selection import Curve
 
@@ -81,12 +81,12 @@ def thinned(curve: Curve, allowed: NDArray[np.int64], most: int = 64) -> Curve:
     return Curve(curve.group, curve.removed[reach], curve.losses[reach])
 
 
-def latency(model: Model, groups: Sequence[Group], seconds: Mapping[str, float]) -> CostModel:
-    """Return the seconds of the layers with constant weights, as measured for the whole network, by nodes' names."""
+def latency(model: Model, groups: Sequence[Group], seconds: Mapping[Node, float], whole: float) -> CostModel:
+    """Return the seconds of the layers with constant weights, out of the ``whole`` that the network takes."""
     weights = {member.axis.value for group in groups for member in group.members}
     shares: dict[Value, float] = {}
     for node in nodes(model):
         own = next((value for value in node.inputs[1:2] if value in weights), None)
-        if own is not None and node.name and node.name in seconds:
-            shares[own] = shares.get(own, 0.0) + seconds[node.name]
-    return CostModel.of(groups, shares, max(sum(seconds.values()) - sum(shares.values()), 0.0))
+        if own is not None and node in seconds:
+            shares[own] = shares.get(own, 0.0) + seconds[node]
+    return CostModel.of(groups, shares, max(whole - sum(shares.values()), 0.0))

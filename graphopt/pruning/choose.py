@@ -42,13 +42,13 @@ class Limits:
 def by_scores(group: Group, scores: NDArray[np.float64]) -> Ranking:
     """Rank units by what they are worth: the lowest go first, of equal ones the later.
 
-    The loss of a cut is -log(share of the scores that stays), once for each layer that writes or reads the group, so
-    that the last units of a narrow group are dear, and halving a group that many layers hang on costs each of them.
+    The loss of a cut is the share of the scores that goes over the share that stays, once for each layer that writes or
+    reads the group: no group is emptied before the others, and one that many layers hang on is dear.
     """
     order = np.lexsort((-np.arange(group.units), scores))[: group.units - 1]
     gone = np.concatenate([[0.0], np.cumsum(scores[order])]) / (scores.sum() or 1.0)
     layers = len({use.node for use in (*group.writers, *group.readers)})
-    losses = -np.log(np.maximum(1.0 - gone, _LEAST)) * max(layers, 1)
+    losses = gone / np.maximum(1.0 - gone, _LEAST) * max(layers, 1)
     return Ranking(group, Elimination(order, losses), Curve(group.index, np.arange(len(losses)), losses))
 
 

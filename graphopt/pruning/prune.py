@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.analysis.channels import Channels, Group
 from graphopt.analysis.cost import Cost
+from graphopt.errors import UsageError
 from graphopt.ir import Editor, Model
 from graphopt.pruning import activations, budget, importance
 from graphopt.pruning.choose import Limits, Removed, by_scores, choose, keep_fraction
@@ -18,6 +20,8 @@ from graphopt.pruning.effects import Ranking, Runs, rank
 from graphopt.pruning.jobs import Declined
 from graphopt.pruning.recovery import Refit, recover
 from graphopt.pruning.rewire import remove
+from graphopt.pruning.timed import seconds_of
+from graphopt.quantization.measured import Timer
 
 OBS = "obs"
 """Optimal-brain-surgeon elimination: what the layers that read a group cannot make up for."""
@@ -25,15 +29,18 @@ OBS = "obs"
 _MEASURING = 2e12
 """Multiply-accumulates that may be spent on finding out what cuts do to the outputs."""
 
-_FEWEST, _MOST = 16, 256
+_FEWEST, _MOST = 8, 256
 """Samples that this is found out on."""
+
+_MOST_REASONS = 20
+"""Reasons listed of a model with nothing to prune."""
 
 Kept = dict[str, dict[int, NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """``share`` of the ``kind`` of cost (macs, params, channels, seconds) is to stay at most.
+    """``share`` of the ``kind`` of cost (macs, params, latency, channels) is to stay at most.
 
     ``together`` spends it where that costs the outputs least; otherwise every group loses the same share.
     """
@@ -42,13 +49,17 @@ class Budget:
     share: float
     together: bool
 
-    def costs(self, model: Model, groups: Sequence[Group], seconds: Mapping[str, float] | None = None) -> CostModel:
-        """Return the cost of ``model`` by what its groups keep; ``seconds`` are those of nodes, by name."""
+    def costs(self, model: Model, groups: Sequence[Group], timer: Timer | None = None) -> CostModel:
+        """Return the cost of ``model`` by what its groups keep. Raises UsageError for seconds without a ``timer``."""
         if self.kind == "macs":
             return budget.macs(model, groups)
         if self.kind == "params":
             return budget.parameters(model, groups)
-        return budget.channels(groups) if seconds is None else budget.latency(model, groups, seconds)
+        if self.kind == "channels":
+            return budget.channels(groups)
+        if timer is None:
+            raise UsageError("nothing here can measure latency")
+        return budget.latency(model, groups, *seconds_of(model, timer))
 
 
 def rankings(model: Model, groups: Sequence[Group], criterion: str, runner: Runs | None) -> list[Ranking]:
@@ -98,8 +109,30 @@ class History:
         return recover(self.original, model, edit, self.kept, runner, declined=declined)
 
 
-def pick(ranked: Sequence[Ranking], limits: Limits, wanted: Budget, costs: CostModel, share: float) -> Removed:
-    """Return the units that go so that ``share`` of the costs stays at most. Raises OutOfReachError."""
-    if wanted.kind == "channels" and not wanted.together:
-        return keep_fraction(ranked, share, limits)
-    return choose(ranked, costs, share, limits, together=wanted.together)
+@dataclass(frozen=True)
+class Choice:
+    """What ``ranked`` units are to go so that ``share`` of the ``costs`` stays at most."""
+
+    wanted: Budget
+    ranked: Sequence[Ranking]
+    costs: CostModel
+    limits: Limits
+    share: float
+
+    def removed(self, factor: float = 1.0, staying: Collection[int] = ()) -> Removed:
+        """Return the units that go, none of the groups ``staying``, by index, for ``factor`` times the share.
+
+        Raises OutOfReachError.
+        """
+        limits = replace(self.limits, floors={**self.limits.floors, **dict.fromkeys(staying, 1.0)})
+        share = min(1.0, self.share * factor)
+        if self.wanted.kind == "channels" and not self.wanted.together:
+            return keep_fraction(self.ranked, share, limits)
+        return choose(self.ranked, self.costs, share, limits, together=self.wanted.together)
+
+
+def reasons(analysis: Channels) -> str:
+    """Return why nothing of a model can be pruned, the most frequent reasons first."""
+    found = Counter(pin.why for pin in analysis.pins)
+    listed = "; ".join(f"{why} ({count})" for why, count in found.most_common(_MOST_REASONS))
+    return listed or "no layer has weights with channels"

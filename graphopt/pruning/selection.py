@@ -14,13 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.pruning.costs import CostModel
+from graphopt.pruning.costs import CostModel, State
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _PARTNERS = 6
 """Groups with which steps of a group are exchanged."""
+
+_SWEEPS = 20
+"""Times that every group's steps are exchanged, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,79 +74,74 @@ class _Search:
     def loss(self, levels: IntArray) -> float:
         return float(sum(curve.losses[level] for curve, level in zip(self.curves, levels, strict=True)))
 
-    def cost(self, levels: IntArray) -> float:
-        return self.costs.total(self.counts(levels))
+    def state(self, levels: IntArray) -> State:
+        return self.costs.state(self.counts(levels))
+
+    def along(self, state: State, index: int, levels: slice) -> Array:
+        """Return what the network costs with one curve at ``levels`` and the others where they are."""
+        curve = self.curves[index]
+        return self.costs.alone(state, curve.group, curve.removed[levels])
 
     def cut(self, levels: IntArray, budget: float) -> IntArray:
         """Return ``levels`` after the cut with the least loss for what it saves, no more than is needed counted."""
-        now = self.cost(levels)
+        state = self.state(levels)
         best, found = np.inf, levels
-        for index, curve in enumerate(self.curves):
-            for level in range(levels[index] + 1, len(curve.removed)):
-                trial = levels.copy()
-                trial[index] = level
-                saved = now - max(self.cost(trial), budget)
-                if saved <= 0:
-                    continue
-                price = max(curve.losses[level] - curve.losses[levels[index]], 0.0) / saved
-                if price < best:
-                    best, found = price, trial
-                if now - saved <= budget:
-                    break
+        for index, (curve, level) in enumerate(zip(self.curves, levels, strict=True)):
+            saved = state.total - np.maximum(self.along(state, index, slice(level + 1, None)), budget)
+            rise = np.maximum(curve.losses[level + 1 :] - curve.losses[level], 0.0)
+            price = np.divide(rise, saved, out=np.full(len(rise), np.inf), where=saved > 0)
+            if len(price) and price.min() < best:
+                best, found = float(price.min()), _moved(levels, index, level + 1 + int(price.argmin()))
         return found
 
     def give_back(self, levels: IntArray, budget: float) -> IntArray:
         """Undo cuts, those of most loss first, that the budget does not need."""
         while True:
-            gains = []
-            for index, curve in enumerate(self.curves):
-                for level in range(levels[index]):
-                    trial = levels.copy()
-                    trial[index] = level
-                    if self.cost(trial) <= budget:
-                        gains.append((curve.losses[levels[index]] - curve.losses[level], -index, level))
-                        break
-            if not gains or max(gains)[0] <= 0:
+            state, best, found = self.state(levels), 0.0, levels
+            for index in np.flatnonzero(levels).tolist():
+                curve, level = self.curves[index], levels[index]
+                enough = np.flatnonzero(self.along(state, index, slice(0, level)) <= budget)
+                if len(enough) and curve.losses[level] - curve.losses[enough[0]] > best:
+                    best, found = curve.losses[level] - curve.losses[enough[0]], _moved(levels, index, enough[0])
+            if found is levels:
                 return levels
-            _, index, level = max(gains)
-            levels = levels.copy()
-            levels[-index] = level
+            levels = found
 
     def exchanged(self, levels: IntArray, budget: float) -> IntArray:
         """Trade a step of one group for steps of others as long as that lowers the loss."""
-        for _ in range(4 * len(self.curves)):
-            better = min(
-                (trial for trial in self._trades(levels, budget)), key=lambda trial: self.loss(trial), default=levels
-            )
-            if self.loss(better) >= self.loss(levels) * (1 - 1e-9):
+        for _ in range(_SWEEPS):
+            before = self.loss(levels)
+            for index in range(len(levels)):
+                if levels[index]:
+                    trades = self._trades(levels, index, budget)
+                    levels = min([levels, *trades], key=self.loss)
+            if self.loss(levels) >= before * (1 - 1e-9):
                 return levels
-            levels = better
         return levels
 
-    def _trades(self, levels: IntArray, budget: float) -> list[IntArray]:
+    def _trades(self, levels: IntArray, index: int, budget: float) -> list[IntArray]:
         """Return what meets the budget with one step less of one group and some more of another."""
-        found = []
-        for index in np.flatnonzero(levels):
-            start = levels.copy()
-            start[index] -= 1
-            for other in self._cheapest(start, int(index)):
-                trial = start.copy()
-                while self.cost(trial) > budget and trial[other] + 1 < len(self.curves[other].removed):
-                    trial[other] += 1
-                if self.cost(trial) <= budget:
-                    found.append(self.give_back(trial, budget))
+        start = _moved(levels, index, levels[index] - 1)
+        state, found = self.state(start), []
+        for other in self._cheapest(state, start, index):
+            enough = np.flatnonzero(self.along(state, other, slice(start[other], None)) <= budget)
+            if len(enough):
+                found.append(self.give_back(_moved(start, other, start[other] + enough[0]), budget))
         return found
 
-    def _cheapest(self, levels: IntArray, apart: int) -> list[int]:
+    def _cheapest(self, state: State, levels: IntArray, apart: int) -> list[int]:
         """Return a few groups whose next step loses least for what it saves."""
-        now, prices = self.cost(levels), []
-        for index, curve in enumerate(self.curves):
-            level = levels[index]
+        prices = []
+        for index, (curve, level) in enumerate(zip(self.curves, levels, strict=True)):
             if index == apart or level + 1 >= len(curve.removed):
                 continue
-            trial = levels.copy()
-            trial[index] += 1
-            saved = now - self.cost(trial)
+            saved = state.total - float(self.along(state, index, slice(level + 1, level + 2))[0])
             if saved > 0:
                 prices.append(((curve.losses[level + 1] - curve.losses[level]) / saved, index))
         return [index for _, index in sorted(prices)[:_PARTNERS]]
+
+
+def _moved(levels: IntArray, index: int, level: int | np.int64) -> IntArray:
+    moved = levels.copy()
+    moved[index] = level
+    return moved

@@ -20,8 +20,7 @@ def chain(widths=(8, 8, 8)):
             tensors.append(tensor)
             groups.append(index)
             shares.append(1 / width)
-    arrays = (np.array(values) for values in (slots, tensors, groups))
-    return CostModel(np.array(base), 5.0, *arrays, np.array(shares))
+    return CostModel(np.array(base), 5.0, np.array(slots), np.array(tensors), np.array(groups), np.array(shares))
 
 
 def curves(*scales, units=8, power=2.0):
@@ -95,3 +94,28 @@ def test_groups_that_are_not_named_stay():
 )
 def test_groups_of_few_vectors_are_aligned_to_part_of_one(units, align, expected):
     assert alignment(units, align) == expected
+
+
+def test_the_cost_of_one_group_alone_is_that_of_the_whole():
+    costs = chain((8, 6, 4))
+    now, counts = np.array([1, 2, 0]), np.arange(4)
+
+    for group in range(3):
+        wanted = [costs.total(np.where(np.arange(3) == group, count, now)) for count in counts]
+        np.testing.assert_allclose(costs.alone(costs.state(now), group, counts), wanted, rtol=1e-12)
+
+
+def test_a_group_that_a_layer_reads_and_writes_is_counted_on_both_axes():
+    both = CostModel(
+        np.array([64.0]), 1.0, np.array([0, 1]), np.array([0, 0]), np.array([0, 0]), np.array([1 / 8, 1 / 8])
+    )
+
+    assert both.alone(both.state(np.array([0])), 0, np.array([0, 4])).tolist() == [65.0, 17.0]
+
+
+def test_a_group_that_costs_nothing_changes_nothing():
+    costs = chain((8, 8))
+
+    state = costs.state(np.array([4, 2, 0]))
+
+    assert costs.alone(state, 2, np.array([0, 3])).tolist() == [state.total, state.total]
