@@ -1,4 +1,4 @@
-"""Networks run from resting places give what they give when run whole."""
+"""Two networks side by side: what they give from a resting place on is what they give from the data on."""
 
 from __future__ import annotations
 
@@ -12,128 +12,114 @@ from graphopt.analysis.manager import AnalysisManager
 from graphopt.calibration import dataset_from_arrays
 from graphopt.calibration.sessions import session_of
 from graphopt.ir import Editor, Model
-from graphopt.ir.interface import InterfaceEditor
 from graphopt.pruning.relay import Relay
-from graphopt.pruning.route import resting_places
 from graphopt.runner import ModelRunner
-from tests.helpers import clone, model_of, run
+from tests.helpers import clone, model_of
+from tests.pruning.recovered import batches
 
-RNG = np.random.default_rng(11)
-X = RNG.standard_normal((10, 3, 8, 8)).astype(np.float32)
-TEXT = """g (float[N, 3, 8, 8] x) => (float[N, 6, 8, 8] y) {
-    a = Conv(x, w1) b = Relu(a)
-    c = Conv<pads = [1, 1, 1, 1]>(b, w2) d = Relu(c) e = Conv<pads = [1, 1, 1, 1]>(d, w3)
-    s = Add(e, b) t = Relu(s) y = Conv(t, w4)
+RNG = np.random.default_rng(6)
+TEXT = """g (float[N, 3, H, W] x, float[N] add) => (float[N, 10] y) {
+    [a] h = Conv<pads = [1, 1, 1, 1]>(x, w1)
+    [b] k = Conv<pads = [1, 1, 1, 1]>(h, w2)
+    [c] m = Conv<pads = [1, 1, 1, 1]>(k, w3)
+    s = Add(m, h)
+    p = GlobalAveragePool(s)
+    f = Flatten(p)
+    [d] z = Gemm(f, v)
+    i = Unsqueeze(add, axes)
+    y = Add(z, i)
 }"""
-SIZES = {"w1": (6, 3, 1, 1), "w2": (6, 6, 3, 3), "w3": (6, 6, 3, 3), "w4": (6, 6, 1, 1)}
+SHAPES = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 8, 3, 3), "v": (8, 10)}
 
 
-def model(scale: float = 1.0) -> Model:
-    rng = np.random.default_rng(5)
-    weights = {name: (scale * rng.standard_normal(shape)).astype(np.float32) for name, shape in SIZES.items()}
-    found = model_of(TEXT, weights=weights)
-    AnalysisManager(Editor(found)).get(Shapes)
-    return found
+def net(size: int = 32, text: str = TEXT) -> Model:
+    weights = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+    body = text.replace("H, W", f"{size}, {size}")
+    model = model_of(body, weights={**weights, "axes": np.array([1])})
+    AnalysisManager(Editor(model)).get(Shapes)
+    return model
 
 
-def runner() -> ModelRunner:
-    return ModelRunner(dataset_from_arrays({"x": X}, session_of(model()).inputs, batch=10))
+def feeds(size: int = 32) -> list:
+    return batches(5, 4, x=(3, size, size), add=())
 
 
-def whole(given: Model, name: str) -> np.ndarray:
-    """What a value of the model is on all the data, in one run."""
-    copy = clone(given)
-    value = next(value for node in copy.graph for value in node.outputs if value.name == name)
-    InterfaceEditor(copy).set_outputs([value])
-    return run(copy, {"x": X})[0]
+def gathered(runs, name: str, model: int = 0) -> np.ndarray:
+    return np.concatenate([np.array(found[model][name]) for found in runs])
 
 
-@pytest.mark.parametrize("stops", [[("x",)], [("b",)], [("b", "d")], [("x",), ("b", "c"), ("b", "e"), ("t",)]])
-def test_values_behind_resting_places_are_those_of_the_whole_run(tmp_path: Path, stops: list[tuple[str, ...]]):
-    models = model(), model(0.5)
-    relay = Relay(runner(), models, tmp_path, 4)
-
-    for stop in stops:
-        relay.move([stop, stop])
-        found = list(relay.run([("y",), ("t", "y")]))
-        assert [len(one["y"]) for one, _ in found] == [4, 4, 2]
-        for index, name in ((0, "y"), (1, "t"), (1, "y")):
-            got = np.concatenate([values[index][name] for values in found])
-            np.testing.assert_allclose(got, whole(models[index], name), rtol=1e-4, atol=1e-4)
+def relay(folder: Path, *models: Model, limit: int | None = None) -> Relay:
+    arrays = {name: np.concatenate([feed[name] for feed in feeds()]) for name in ("x", "add")}
+    return Relay(ModelRunner(dataset_from_arrays(arrays, session_of(models[0]).inputs)), models, folder, 4, limit)
 
 
-def test_each_network_may_rest_on_values_of_its_own(tmp_path: Path):
-    models = model(), model(0.5)
-    relay = Relay(runner(), models, tmp_path, 5)
+def test_from_every_resting_place_it_gives_the_same(tmp_path: Path) -> None:
+    one, other = net(), net()
+    running = relay(tmp_path, one, other)
+    wanted = [gathered(running.run([("y",), ("y",)]), "y", model) for model in (0, 1)]
 
-    relay.move([("b", "d"), ("s",)])
+    for place in (("h", "add"), ("h", "k", "add"), ("f", "add"), ("f", "i")):
+        running.move((place, place))
+        for model in (0, 1):
+            np.testing.assert_allclose(gathered(running.run([("y",), ("y",)]), "y", model), wanted[model], atol=1e-3)
 
-    for index, given in enumerate(models):
-        got = np.concatenate([values[index]["y"] for values in relay.run([("y",), ("y",)])])
-        np.testing.assert_allclose(got, whole(given, "y"), rtol=1e-4, atol=1e-4)
-
-
-def test_what_is_stored_is_what_the_last_resting_place_has(tmp_path: Path):
-    relay = Relay(runner(), (model(),), tmp_path, 4)
-
-    relay.move([("b", "d")])
-    assert len(list(tmp_path.iterdir())) == 3 * 2
-    relay.move([("t",)])
-
-    stored = [np.load(path) for path in sorted(tmp_path.iterdir())]
-    np.testing.assert_allclose(np.concatenate(stored), whole(model(), "t"), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(
+        gathered(running.run([("f", "i"), ()]), "i"), np.concatenate([f["add"] for f in feeds()])[:, None]
+    )
 
 
-def test_a_resting_place_may_be_what_is_wanted(tmp_path: Path):
-    relay = Relay(runner(), (model(),), tmp_path, 10)
-    relay.move([("b",)])
+def test_files_of_the_last_resting_place_alone_are_kept(tmp_path: Path) -> None:
+    running = relay(tmp_path, net())
 
-    ((values,),) = relay.run([("b",)])
-
-    np.testing.assert_allclose(values["b"], whole(model(), "b"), rtol=1e-4, atol=1e-4)
-
-
-def test_no_more_samples_are_run_than_asked_for(tmp_path: Path):
-    relay = Relay(runner(), (model(),), tmp_path, 4, limit=6)
-
-    for stop in (None, ("b",)):
-        if stop is not None:
-            relay.move([stop])
-        assert sum(len(values["y"]) for (values,) in relay.run([("y",)])) == 6
+    for place in (("h", "add"), ("f", "add")):
+        running.move((place,))
+        assert len(list(tmp_path.iterdir())) == 5 * len(place)
 
 
-@pytest.mark.parametrize("stop", [None, ("b",), ("t",)])
-def test_each_batch_is_run_for_each_setting(tmp_path: Path, stop: tuple[str, ...] | None):
-    """The last weights are an input of the network that is run, and not of the one whose place it takes."""
-    relay = Relay(runner(), (model(),), tmp_path, 4)
-    if stop is not None:
-        relay.move([stop])
-    opened = model()
-    edit = InterfaceEditor(opened)
-    weight = opened.graph.initializers["w4"]
-    edit.replace_uses(weight, edit.add_input("given", weight.dtype, SIZES["w4"]))
-    last = RNG.standard_normal((2, *SIZES["w4"])).astype(np.float32)
+def test_others_may_run_in_the_place_of_the_models(tmp_path: Path) -> None:
+    model = net()
+    changed = clone(model)
+    AnalysisManager(Editor(changed)).get(Shapes)
+    Editor(changed).set_weight(changed.graph.initializers["v"], np.zeros((8, 10), np.float32))
+    running = relay(tmp_path, model)
+    running.move((("f", "add"),))
 
-    found = [values["y"] for (values,) in relay.run([("y",)], (opened,), [{"given": last[0]}, {"given": last[1]}])]
+    found = gathered(running.run([("y",)], models=(changed,)), "y")
 
-    assert [len(array) for array in found] == [4, 4, 4, 4, 2, 2]
-    inner = whole(model(), "t")
-    for index in range(2):
-        want = np.einsum("oc,nchw->nohw", last[index][:, :, 0, 0], inner)
-        np.testing.assert_allclose(np.concatenate(found[index::2]), want, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(found, np.repeat(np.concatenate([f["add"] for f in feeds()])[:, None], 10, 1))
 
 
-def test_a_route_through_a_network_gives_what_every_layer_reads(tmp_path: Path):
-    given = model()
-    layers = [node for node in given.graph if node.op_type == "Conv"]
-    stops = resting_places((given, given), layers)
-    relay = Relay(runner(), (given, given), tmp_path, 3)
+@pytest.mark.parametrize("rest", [False, True])
+def test_every_batch_is_run_for_each_setting(tmp_path: Path, rest: bool) -> None:
+    """Settings are for inputs that neither the data nor a resting place has."""
+    model = net()
+    ready = model_of(
+        """g (float[N, 8] f, float[N, 3, 32, 32] x, float[N] add, float factor) => (float[N, 8] y) {
+            y = Mul(f, factor)
+        }"""
+    )
+    AnalysisManager(Editor(ready)).get(Shapes)
+    running = relay(tmp_path, model)
+    running.move((("f", "add"),))
+    whole = gathered(running.run([("f",)]), "f")
+    settings = [{"factor": np.float32(1)}, {"factor": np.float32(3)}]
+    if not rest:
+        running = relay(tmp_path, model)
+        ready = model_of(
+            "g (float[N, 3, 32, 32] x, float[N] add, float factor) => (float[N] y) { y = Mul(add, factor) }"
+        )
+        whole = np.concatenate([feed["add"] for feed in feeds()])
 
-    for layer, stop in zip(layers, stops, strict=True):
-        if stop is not None:
-            relay.move(stop)
-        name = str(layer.inputs[0].name)
-        for wanted in ((name,), (str(layer.outputs[0].name),), ("y",)):
-            got = np.concatenate([second[wanted[0]] for _, second in relay.run([("y",), wanted])])
-            want = X if wanted == ("x",) else whole(given, wanted[0])
-            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    found = [np.array(values["y"]) for (values,) in running.run([("y",)], models=(ready,), settings=settings)]
+
+    assert len(found) == 10
+    np.testing.assert_allclose(np.concatenate(found[0::2]), whole)
+    np.testing.assert_allclose(np.concatenate(found[1::2]), 3 * whole)
+
+
+def test_no_more_samples_are_run_than_asked_for(tmp_path: Path) -> None:
+    running = relay(tmp_path, net(), limit=6)
+
+    assert [len(found["y"]) for (found,) in running.run([("y",)])] == [4, 2]
+    running.move((("f", "add"),))
+    assert [len(found["y"]) for (found,) in running.run([("y",)])] == [4, 2]

@@ -1,9 +1,8 @@
-"""Where networks rest: on all that is read later, and only where that saves more than it takes."""
+"""Where networks that run side by side rest: behind what is dear to run again, on what files can hold."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,130 +10,107 @@ import pytest
 from graphopt.analysis import Shapes
 from graphopt.analysis.manager import AnalysisManager
 from graphopt.ir import Editor, Model, Node
-from graphopt.pruning.route import Stop, resting_places
+from graphopt.pruning import route
+from graphopt.pruning.route import resting_places
 from tests.helpers import model_of
 
-BYTE = 30.0
-"""Multiply-accumulates that a byte written and read counts for."""
+LAYERS = 8
 
 
-def annotated(model: Model) -> Model:
+def net(channels: int, inputs: str = "", outputs: str = "", last: str = "y = Add(h7, h0)", **more: np.ndarray) -> Model:
+    """Eight convolutions of 16 x 16 pixels, the first of which is read once more at the end."""
+    body = "h0 = Conv<pads = [1, 1, 1, 1]>(x, w0)"
+    for index in range(1, LAYERS):
+        body += f" h{index} = Conv<pads = [1, 1, 1, 1]>(h{index - 1}, w{index})"
+    weights = {f"w{index}": np.ones((channels, channels if index else 3, 3, 3), np.float32) for index in range(LAYERS)}
+    text = f"g (float[N, 3, 16, 16] x{inputs}) => (float[N, {channels}, 16, 16] y{outputs}) {{ {body} {last} }}"
+    model = model_of(text, weights=weights | more)
     AnalysisManager(Editor(model)).get(Shapes)
     return model
 
 
-def chain(sizes: Sequence[tuple[int, int]], channels: int = 4) -> Model:
-    """1x1 convolutions, each on an input of the given number of pixels, to as many channels."""
-    lines, weights, last = [], {}, "x"
-    for index, (pixels, inner) in enumerate(sizes):
-        lines.append(f"r{index} = Resize({last}, , , s{index}) a{index} = Conv(r{index}, v{index})")
-        lines.append(f"b{index} = Conv(a{index}, w{index})")
-        weights[f"s{index}"] = np.array([1, channels, 1, pixels])
-        weights[f"v{index}"] = np.zeros((inner, channels, 1, 1), np.float32)
-        weights[f"w{index}"] = np.zeros((channels, inner, 1, 1), np.float32)
-        last = f"b{index}"
-    text = (
-        f"g (float[1, {channels}, 1, 8] x) => (float[1, {channels}, 1, P] y) {{ {' '.join(lines)} y = Relu({last}) }}"
-    )
-    return annotated(model_of(text, weights=weights))
-
-
-def convolutions(model: Model) -> list[Node]:
+def layers(model: Model) -> list[Node]:
     return [node for node in model.graph if node.op_type == "Conv"]
 
 
-def cost(model: Model, targets: Sequence[Node], stops: Sequence[Stop | None]) -> float:
-    """Add up what is run for each target, from the last resting place on, and what is stored and moved on for."""
-    order = list(model.graph)
-    values = {value.name: value for node in order for value in node.outputs} | {v.name: v for v in model.graph.inputs}
+def places(model: Model) -> list[tuple[str, ...] | None]:
+    return [None if found is None else found[0] for found in resting_places((model,), layers(model))]
 
-    def size(name: str) -> int:
-        return int(np.prod([int(dim) for dim in values[name].shape]))
 
-    def run(first: int, behind: int) -> float:
-        found = 0.0
-        for node in order[first:behind]:
-            found += 4 * size(node.outputs[0].name)
-            if node.op_type == "Conv":
-                out, into = node.inputs[1].shape[:2]
-                found += int(out) * size(node.inputs[0].name) // int(into) * int(into)
-        return found
+def test_what_is_cheap_is_run_again():
+    assert places(net(1)) == [None] * LAYERS
 
-    places = [order.index(node) for node in targets]
-    total, at = 0.0, places[0]
-    for place, stop in zip(places, stops, strict=True):
-        if stop is not None:
-            total += run(at, place) + 2 * BYTE * sum(4 * size(name) for name in stop[0])
-            at = place
-        total += run(at, place + 1)
-    return total
+
+def test_where_running_takes_long_every_layer_is_a_place():
+    """All but the first two, whose way is short, and the last, behind which nothing is run twice."""
+    assert places(net(128)) == [None, None, *(("h0", f"h{index}") for index in range(1, 6)), None]
+
+
+def test_in_between_there_are_some():
+    assert 0 < sum(found is not None for found in places(net(16))) < 5
+
+
+@pytest.mark.parametrize("channels", [1, 8, 16, 24, 32, 64])
+def test_no_other_choice_of_places_costs_less(channels):
+    model = net(channels)
+    targets = layers(model)
+    place = {node: index for index, node in enumerate(model.graph)}
+    run = route._running_costs(model, list(model.graph))
+    cuts = route._cuts(model, [node.outputs[0].name for node in targets])
+    stops = [place[node] for node in targets]
+
+    def cost(rests: tuple[bool, ...]) -> float:
+        total, start = 0.0, 0
+        for index, stop in enumerate(stops):
+            if rests[index]:
+                total += 2 * route._BYTE * cuts[index][1] + run[stop] - run[start]
+                start = stop
+            total += run[stop + 1] - run[start]
+        return total
+
+    taken = tuple(found is not None for found in places(model))
+    choices = [(False, *rests) for rests in itertools.product((False, True), repeat=LAYERS - 1)]
+
+    assert cost(taken) == pytest.approx(min(map(cost, choices)))
+
+
+def test_places_are_where_both_networks_can_rest():
+    """A value is kept for each network that reads it later."""
+    one, other = net(64), net(64, last="z = Relu(h0) y = Add(h7, z)")
+
+    found = resting_places((one, other), layers(other))
+
+    assert next(place for place in found if place is not None) == (("h0", "h1"), ("h0", "h1"))
+
+
+def test_a_layer_that_the_first_network_does_not_have_is_no_place():
+    one, other = net(64), net(64)
+    node = layers(one)[3]
+    node.outputs[0].name = "another"
+
+    assert resting_places((one, other), layers(other))[3] is None
 
 
 @pytest.mark.parametrize(
-    "sizes",
-    [[(8, 4)] * 3, [(64, 256), (64, 256)], [(4, 512), (64, 2), (4, 512)], [(2, 8), (99, 700), (2, 8), (50, 99)]],
+    ("kind", "output", "last"),
+    [
+        ("string[M]", "string[M]", "u = Identity(t)"),
+        ("seq(float[M])", "int64", "u = SequenceLength(t)"),
+        ("bfloat16[M]", "bfloat16[M]", "u = Identity(t)"),
+    ],
 )
-def test_no_other_resting_places_cost_less(sizes: list[tuple[int, int]]):
-    model = chain(sizes)
-    targets = convolutions(model)
+def test_nobody_rests_on_what_files_cannot_hold(kind, output, last):
+    model = net(64, f", {kind} t", f", {output} u", f"y = Add(h7, h0) {last}")
 
-    found = resting_places((model,), targets)
-
-    assert found[0] is None
-    every = [((str(node.inputs[0].name),),) for node in targets]
-    least = min(
-        cost(model, targets, [None, *(stop if yes else None for stop, yes in zip(every[1:], rests, strict=True))])
-        for rests in itertools.product((False, True), repeat=len(targets) - 1)
-    )
-    assert all(stop in (None, want) for stop, want in zip(found, every, strict=True))
-    assert cost(model, targets, found) == pytest.approx(least)
+    assert places(model) == [None] * LAYERS
 
 
-def test_it_rests_behind_what_takes_long_and_not_on_what_is_large():
-    slow, large = chain([(8, 4096), (8, 4096)]), chain([(4096, 1), (4096, 1)])
+def test_what_a_branch_reads_is_kept_for_it():
+    last = """y = If(yes) <then_branch = t () => (float[N, 64, 16, 16] o) { o = Add(h7, h0) },
+                           else_branch = e () => (float[N, 64, 16, 16] p) { p = Add(h7, h1) }>"""
 
-    assert any(stop is not None for stop in resting_places((slow,), convolutions(slow)))
-    assert resting_places((large,), convolutions(large)) == [None] * 4
-
-
-SHORTCUT = """g (float[1, 64, 4, 4] x) => (float[1, 64, 4, 4] y, float[1, 64, 4, 4] z) {
-    {SORT}
-    a = Conv<pads = [1, 1, 1, 1]>(x, w) b = Conv<pads = [1, 1, 1, 1]>(a, w)
-    c = Conv<pads = [1, 1, 1, 1]>(b, w) d = Add(c, a) z = Relu(b)
-    e = Conv<pads = [1, 1, 1, 1]>(d, w) y = Conv<pads = [1, 1, 1, 1]>(e, w)
-}"""
-WEIGHT = {"w": np.zeros((64, 64, 3, 3), np.float32)}
+    assert places(net(64, last=last, yes=np.array(True)))[3] == ("h0", "h1", "h2")
 
 
-def test_a_resting_place_holds_all_that_is_read_behind_it():
-    model = annotated(model_of(SHORTCUT.replace("{SORT}", ""), weights=WEIGHT))
-    found = resting_places((model, model), convolutions(model))
-
-    assert found[2:] == [(("a", "b"),) * 2, (("b", "d"),) * 2, None] or found[2:4] == [
-        (("a", "b"),) * 2,
-        (("d", "z"),) * 2,
-    ]
-
-
-def test_two_networks_rest_before_the_node_that_writes_the_same_value():
-    """What is to be read may differ: the second network still needs its input, for another output."""
-    one = annotated(model_of(SHORTCUT.replace("{SORT}", ""), weights=WEIGHT))
-    text = SHORTCUT.replace("{SORT}", "").replace("z = Relu(b)", "z = Add(b, x)")
-    other = annotated(model_of(text, weights=WEIGHT))
-
-    found = resting_places((one, other), convolutions(other))
-
-    stop = next(stop for stop in found if stop is not None)
-    assert "x" in stop[1]
-    assert "x" not in stop[0]
-
-
-def test_it_does_not_rest_on_what_no_file_can_hold():
-    text = SHORTCUT.replace("{SORT}", "q = SplitToSequence(x)").replace("Relu(b)", "ConcatFromSequence<axis = 0>(q)")
-    model = annotated(model_of(text, weights=WEIGHT))
-
-    found = resting_places((model,), convolutions(model))
-
-    crossing = list(model.graph).index(next(node for node in model.graph if node.outputs[0].name == "z"))
-    for node, stop in zip(convolutions(model), found, strict=True):
-        assert stop is None or list(model.graph).index(node) > crossing
+def test_nothing_to_refit_needs_no_place():
+    assert resting_places((net(8),), []) == []
