@@ -1,9 +1,11 @@
 """Optimal-brain-surgeon elimination against refitting by brute force."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 
+from graphopt.pruning import saliency
 from graphopt.pruning.saliency import Reader, eliminate
 
 RNG = np.random.default_rng(3)
@@ -85,3 +87,38 @@ def test_a_unit_that_is_never_active_goes_first_and_costs_nothing():
 
     assert found.order[0] == 2
     assert found.errors[1] < 1e-6 * silent.power
+
+
+def test_columns_of_no_unit_stay_and_make_up_for_those_that_go():
+    whole = reader(units=6, per=3)
+    item = Reader(whole.weights, whole.gram, whole.mean, whole.columns[:4])
+
+    found, weights = eliminate([item], cuts=[2])
+
+    np.testing.assert_allclose(found.errors[2], brute(item, found.order[:2])[0], rtol=1e-5)
+    np.testing.assert_allclose(weights[2][0], brute(item, found.order[:2])[1], rtol=1e-4, atol=1e-5)
+    assert sorted([*found.order, *set(range(4)) - set(found.order)]) == [0, 1, 2, 3]
+
+
+def test_wide_covariances_do_in_float32(monkeypatch):
+    item = dataclasses.replace(reader(units=60, per=3, groups=2), damping=0.1)
+    exact, best = eliminate([item], cuts=[20, 45])
+    monkeypatch.setattr(saliency, "_WIDE", 100)
+
+    found, weights = eliminate([item], cuts=[20, 45])
+
+    np.testing.assert_allclose(found.errors, exact.errors, rtol=1e-3)
+    assert list(found.order[:20]) == list(exact.order[:20])
+    for count in (20, 45):
+        np.testing.assert_allclose(weights[count][0], best[count][0], atol=1e-3)
+        assert not np.array_equal(weights[count][0], best[count][0])
+
+
+def test_what_the_ridge_does_not_tame_stays_in_float64(monkeypatch):
+    item = reader(units=60, per=3)
+    exact, _ = eliminate([item])
+    monkeypatch.setattr(saliency, "_WIDE", 100)
+
+    found, _ = eliminate([item])
+
+    np.testing.assert_array_equal(found.errors, exact.errors)
