@@ -36,6 +36,7 @@ class GramSum:
         self._matrix: NDArray[np.float64] | None = None
         self._total: NDArray[np.float64] | None = None
         self._count = 0
+        self._pending: list[NDArray[np.float32]] = []
 
     def add(self, array: NDArray[Any]) -> None:
         """Add the rows of ``array``, any shape that ``axis`` or ``unfold`` fits. Raises UsageError for another."""
@@ -48,12 +49,28 @@ class GramSum:
                 self._total = np.zeros((groups, size))
             if self._matrix.shape != (groups, size, size):
                 raise UsageError(f"the number of channels changes from {self._matrix.shape[1]} to {size}")
-            self._matrix += np.matmul(block, block.swapaxes(1, 2))
-            self._total += np.matmul(block, np.ones(count, np.float32))
-            self._count += count
+            if size < _WIDE or count >= size:
+                self._sum(block)
+                continue
+            self._pending.append(block.copy())
+            if sum(part.size for part in self._pending) >= _BUFFER:
+                self._settle()
+
+    def _sum(self, block: NDArray[np.float32]) -> None:
+        assert self._matrix is not None and self._total is not None
+        self._matrix += np.matmul(block, block.swapaxes(1, 2))
+        self._total += np.matmul(block, np.ones(block.shape[2], np.float32))
+        self._count += block.shape[2]
+
+    def _settle(self) -> None:
+        """Add the rows that wait: to large sums, many are added in the time of few."""
+        if self._pending:
+            self._sum(np.concatenate(self._pending, axis=2))
+            self._pending = []
 
     def result(self) -> Gram | None:
         """Return the sums so far, which share memory with this object; None before the first row."""
+        self._settle()
         if self._matrix is None or self._total is None:
             return None
         return Gram(self._matrix, self._total, self._count)
