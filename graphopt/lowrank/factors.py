@@ -20,11 +20,12 @@ _Floats = NDArray[np.float32]
 class Principal:
     """``basis`` [m, k] are orthonormal columns U, ``rows`` [k, n] = Uᵀ W, ``power`` [k] falls: that of W x along each.
 
-    k is the smaller of m and n; with all of them U Uᵀ W is W.
+    ``moved`` [k, n] = Uᵀ W G. k is the smaller of m and n; with all of them U Uᵀ W is W.
     """
 
     basis: Array
     rows: Array
+    moved: Array
     power: Array
 
 
@@ -36,7 +37,8 @@ def principal(matrix: Array, gram: Array | None) -> Principal:
     moved = matrix if gram is None else matrix @ gram
     power, inner = np.linalg.eigh(moved @ matrix.T)
     inner = inner[:, ::-1]
-    return Principal(inner if outer is None else outer @ inner, inner.T @ matrix, np.maximum(power[::-1], 0.0))
+    basis = inner if outer is None else outer @ inner
+    return Principal(basis, inner.T @ matrix, inner.T @ moved, np.maximum(power[::-1], 0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +77,7 @@ class Shifted:
         size = self.cross[0].size
         square = self.gram.reshape(size, size)
         found = np.linalg.solve((square + square.T) / 2, self.cross.reshape(-1, size).T)
-        return np.ascontiguousarray(found.T).reshape(self.cross.shape)
+        return np.asarray(found.T, np.float64, order="C").reshape(self.cross.shape)
 
     def improved(self, first: Array, second: Array, steps: int) -> Array:
         """Return a better V [r, n] for the given H [O, r, s], of orthonormal rows.
@@ -102,7 +104,7 @@ class Shifted:
         narrow = pairs.transpose(2, 0, 1, 3).astype(np.float32).reshape(rows, -1)
 
         def product(direction: _Floats) -> _Floats:
-            return narrow @ (direction @ wide).reshape(-1, features)
+            return np.asarray(narrow @ (direction @ wide).reshape(-1, features), np.float32)
 
         sides = left.astype(np.float32), right.astype(np.float32)
         return orthonormal(_conjugate(product, sides, wanted.astype(np.float32), first.astype(np.float32), steps))
@@ -114,7 +116,7 @@ def _conjugate(
     """Return what ``product`` makes nearly ``wanted`` of, from ``found`` on; preconditioned from both ``sides``."""
     left, right = sides
     rest = wanted - product(found)
-    ahead = left @ rest @ right
+    ahead = np.asarray(left @ rest @ right, np.float32)
     step, power = ahead, float(np.vdot(rest, ahead))
     for _ in range(steps):
         moved = product(step)
@@ -123,7 +125,7 @@ def _conjugate(
             break
         length = np.float32(power / curvature)
         found, rest = found + length * step, rest - length * moved
-        ahead = left @ rest @ right
+        ahead = np.asarray(left @ rest @ right, np.float32)
         before, power = power, float(np.vdot(rest, ahead))
         step = ahead + np.float32(power / before) * step
     return found.astype(np.float64)

@@ -133,7 +133,7 @@ class SharedFit:
         size = min(features, math.ceil(_SPARE[form] * most))
         gram = None if moments.gram is None else moments.gram[0]
         flat = site.weights.reshape(outputs, -1)
-        cross = flat if gram is None else flat @ gram
+        cross = channel.parts[0].basis @ channel.parts[0].moved
         whole = Shifted(
             None if gram is None else gram.reshape(features, shifts, features, shifts),
             cross.reshape(outputs, features, shifts),

@@ -33,7 +33,7 @@ _RANKS = {"spatial": 7, "tucker": 4}
 _WORTH = {"spatial": 0.65, "tucker": 0.4}
 """Share of the MACs above which these are not tried: high ranks take long, and other forms have less error there."""
 
-_SECOND_RANKS = (0.75, 1.0, 1.3)
+_SECOND_RANKS = (1.0, 1.3, 1.7)
 """Ranks of the second layer of a tucker form, as multiples of its share of the outputs; they take no work."""
 
 
