@@ -108,8 +108,10 @@ class PruneChannels(Pass):
             analysis = ctx.get(HeadDimensions if self.heads == "dims" else Channels)
             groups = [group for group in analysis.groups if not any(use.node in ignored for use in group.writers)]
             if not groups:
-                self._say_why_not(analysis, ctx)
+                ctx.warn("PRUNE001", None, f"nothing can be pruned: {prune.reasons(analysis)}")
                 break
+            if step == 1:
+                self._say_computed(analysis, ctx)
             costs = wanted.costs(model, groups, ctx.runner)
             first = first or costs.whole
             share = min(1.0, wanted.share ** (step / self.steps) * first / costs.whole)
@@ -238,8 +240,10 @@ class PruneChannels(Pass):
             if group.index not in known:
                 ctx.missed("PRUNE002", anchor(group), "its channels stay: no layer tells what they are worth")
 
-    def _say_why_not(self, analysis: Channels, ctx: PassContext) -> None:
-        ctx.missed("PRUNE001", None, f"nothing can be pruned: {prune.reasons(analysis)}")
+    def _say_computed(self, analysis: Channels, ctx: PassContext) -> None:
+        for node, why in prune.computed(analysis).items():
+            hint = "the preset lossless, run before, makes constants of most that is computed"
+            ctx.missed("PRUNE008", node, f"channels stay: {why}", hint)
 
 
 def _say_left(ctx: PassContext, node: Node, why: str) -> None:

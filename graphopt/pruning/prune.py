@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from graphopt.analysis.channels import Channels, Group
 from graphopt.analysis.cost import Cost
 from graphopt.errors import UsageError
-from graphopt.ir import Editor, Model
+from graphopt.ir import Editor, Model, Node
 from graphopt.pruning import activations, budget, importance
 from graphopt.pruning.choose import Limits, Removed, by_scores, choose, keep_fraction
 from graphopt.pruning.costs import CostModel
@@ -129,6 +129,11 @@ class Choice:
         if self.wanted.kind == "channels" and not self.wanted.together:
             return keep_fraction(self.ranked, share, limits)
         return choose(self.ranked, self.costs, share, limits, together=self.wanted.together)
+
+
+def computed(analysis: Channels) -> dict[Node, str]:
+    """Return the nodes at which channels are held up by what is computed and could be constant, and what that is."""
+    return {pin.node: pin.why for pin in analysis.pins if pin.node is not None and pin.why.endswith("computed")}
 
 
 def reasons(analysis: Channels) -> str:
