@@ -104,7 +104,7 @@ class SplitSvd(Pass):
         for site in [site for site in sites if not ways[site]]:
             ctx.missed("SPLIT002", site.layer.node, "no form and rank saves work")
         clock = self._clock(model, sites, ctx)
-        times = self._times(ways, clock, limits.width)
+        times = self._times(ways, clock, ctx.host_or_target.vector_width)
         plan = self._plan(model, ways, kind, times, clock)
         self._say(ctx, times, plan)
         if plan.ratio is not None and plan.ratio > _SLOWEST:
