@@ -10,7 +10,7 @@ from graphopt.analysis.channels import Channels
 from graphopt.analysis.manager import AnalysisManager
 from graphopt.driver import optimize
 from graphopt.ir import Editor, Model, verify
-from graphopt.pruning import route
+from graphopt.pruning import effects, route
 from graphopt.pruning.effects import Ranking, rank
 from graphopt.runner import ModelRunner
 from tests.helpers import model_of, run
@@ -82,6 +82,18 @@ def test_where_the_network_rests_makes_no_difference(monkeypatch):
     assert len(curves[0]) == 3
     for resting, running in zip(*curves, strict=True):
         np.testing.assert_allclose(resting, running, rtol=1e-3)
+
+
+def test_groups_are_ranked_alike_when_memory_holds_one_gram_matrix_at_a_time(monkeypatch):
+    text = "h = MatMul(x, a) r = Relu(h) k = MatMul(r, b) s = Relu(k) m = MatMul(s, c) t = Relu(m) y = MatMul(t, d)"
+    together = rankings(net(text), FEEDS)
+
+    monkeypatch.setattr(effects, "_WAVE", 8 * 8 * 8)
+    apart = rankings(net(text), FEEDS)
+
+    for one, other in zip(together, apart, strict=True):
+        np.testing.assert_array_equal(one.elimination.order, other.elimination.order)
+        np.testing.assert_array_equal(one.curve.losses, other.curve.losses)
 
 
 ODD = {
