@@ -30,7 +30,7 @@ _PART = 16
 FRACTIONS = (0.25, 0.5, 0.75)
 """What share of a group's units is cut to see what the outputs lose; between these the readers' errors tell."""
 
-_WAVE = 400 << 20
+_WAVE = 600 << 20
 """Bytes of Gram matrices that are held at a time."""
 
 
@@ -71,7 +71,8 @@ def readers_of(group: Group, statistics: Mapping[Request, Gram]) -> dict[Use, Re
             continue
         weights = rows_of(layer).reshape(matrix.groups, -1, matrix.width)
         mean = gram.mean if has_bias(layer) else 0.0 * gram.mean
-        centred = gram.second - mean[:, :, None] * mean[:, None, :]
+        centred = gram.second
+        centred -= mean[:, :, None] * mean[:, None, :]
         damping = min(1.0, max(DAMPING, matrix.width / gram.count))
         reader = Reader(weights, centred, mean, columns_of(use, group.units), damping)
         found[use] = replace(reader, weight=1.0 / (reader.power or 1.0))
@@ -222,6 +223,9 @@ def rank(model: Model, groups: Sequence[Group], runner: Runs, *, samples: int) -
                 readers = readers_of(group, statistics)
                 if readers:
                     found[group.index] = _ranked(group, readers, effects)
+                del readers
+            # Else there would be those of two waves while the next are collected.
+            del statistics
     return [found[group.index] for group in groups if group.index in found]
 
 

@@ -171,8 +171,10 @@ def _inverse_of(reader: Reader, order: IntArray) -> NDArray[Any]:
     mean = diagonal.sum(axis=1) / np.maximum((diagonal > 0).sum(axis=1), 1)
     damping = max(reader.damping, 1e-9)
     ridge = np.where(mean > 0, mean * damping, 1.0)[:, None]
-    gram = reader.gram[:, order[:, None], order]
-    number = np.arange(len(order))
-    gram[:, number, number] += ridge
     single = len(order) >= _WIDE and len(order) <= _CONDITION * damping
-    return np.linalg.inv(gram.astype(np.float32)) if single else np.linalg.inv(gram)
+    number = np.arange(len(order))
+    gram: NDArray[Any] = reader.gram.astype(np.float32 if single else np.float64)
+    if not np.array_equal(order, number):
+        gram = gram[:, order[:, None], order]
+    gram[:, number, number] += ridge
+    return np.linalg.inv(gram)
