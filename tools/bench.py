@@ -1,6 +1,6 @@
 """Measure graphopt against other tools.
 
-usage: python tools/bench.py simplify|quantize|scale|prune-structure|prune-speed [OPTION]... (--help lists them)
+usage: python tools/bench.py COMMAND [OPTION]... (--help lists them)
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from bench_prune_speed import prune_speed
 from bench_quantize import quantize
 from bench_scale import scale
 from bench_simplify import simplify
+from bench_split import split
 
 
 @click.group(help=__doc__)
@@ -25,6 +26,7 @@ bench.add_command(scale)
 bench.add_command(prune_structure)
 bench.add_command(prune_accuracy)
 bench.add_command(prune_speed)
+bench.add_command(split)
 
 if __name__ == "__main__":
     bench()

@@ -79,7 +79,7 @@ def all_tasks() -> list[Task]:
     if file is None:
         click.echo("skipped efficientnet_lite0, cifar10_resnet20, minilm_l6_v2: there is no ../shared", err=True)
         return [lines]
-    metrics = _module(file)
+    metrics = module_of(file)
 
     def photos(numbers: range) -> Arrays:
         return {"input": np.stack([metrics.photo(SHARED / f"data/imagenet_1000/{i:04d}.jpg") for i in numbers])}
@@ -127,16 +127,17 @@ def all_tasks() -> list[Task]:
 
 def cifar_growth() -> tuple[Arrays, Arrays]:
     """Return calibration images for cifar10_resnet20: as many as it is calibrated on, and ten times as many."""
-    metrics = _module(SHARED / "metrics.py")
+    metrics = module_of(SHARED / "metrics.py")
     images = metrics.cifar(metrics.cifar_images(SHARED / "data/cifar10_train4096.npz", 10 * CIFAR_CALIBRATION)[0])
     return {"input": images[:CIFAR_CALIBRATION]}, {"input": images}
 
 
-def _module(path: Path) -> Any:
+def module_of(path: Path) -> Any:
+    """Import a file that lies outside any package."""
     spec = importlib.util.spec_from_file_location("shared_metrics", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    spec.loader.execmodule_of(module)
     return module
 
 
