@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.analysis import AnalysisManager, Shapes
 from graphopt.analysis.patches import placed, unfolded
 from graphopt.analysis.statistics import Gram
 from graphopt.ir import Editor, Model
@@ -83,6 +84,8 @@ def recover(
 
     Nodes and values of both that correspond have the same names. Raises GraphOptError.
     """
+    # Without sizes there is no telling where to rest, and each layer's inputs are computed from the very first.
+    AnalysisManager(Editor(original)).get(Shapes)
     jobs = find_jobs(pruned, frozenset(kept), declined, starts)
     most = min(_DENSEST, max(16, _ROWS // (runner.samples or _ROWS // _DENSEST)))
     stops = resting_places((original, pruned), [job.layer.node for job in jobs])

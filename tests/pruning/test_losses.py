@@ -52,7 +52,7 @@ def cut(model: Model) -> Changed:
     found = {}
     for node in model.graph:
         layer = layer_of(node) if node.op_type in ("MatMul", "Gemm", "Conv") else None
-        if layer is not None and node.inputs[0].name != "x" and node.outputs[0].name != "y":
+        if layer is not None and node.inputs[0] is not model.graph.inputs[0] and node.outputs[0].name != "y":
             rows, bias = rows_of(layer), bias_of(layer)
             found[node] = rows + 0.3 * RNG.standard_normal(rows.shape), bias + RNG.standard_normal(bias.shape)
     return found
