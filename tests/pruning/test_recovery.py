@@ -316,3 +316,18 @@ def test_an_array_of_samples_is_run_in_parts():
     found = recovered(before, data, ALL_LEFT)
 
     assert error(before, found.model, ROWS) < EXACT
+
+
+def test_what_takes_long_is_not_run_again_for_every_layer(monkeypatch):
+    """The sizes of the original's values are found out: a model from a file need not tell them."""
+    text = "[first] a = Conv(x, w1) b = Relu(a) c = Conv(b, w2) d = Relu(c) e = Conv(d, w3) f = Relu(e) y = Conv(f, w4)"
+    weights = {"w1": normal(64, 3, 3, 3)} | {f"w{index}": normal(64, 64, 3, 3) for index in (2, 3, 4)}
+    before = model_of(f"g (float[N, 3, 16, 16] x) => (float[N, 64, 8, 8] y) {{ {text} }}", weights=weights)
+    places: list[object] = []
+    move = recovery.Relay.move
+    monkeypatch.setattr(recovery.Relay, "move", lambda self, names: (places.append(names), move(self, names)))
+
+    found = recovered(before, batches(1, x=(3, 16, 16)), {"first": range(32)})
+
+    assert len(found.refits) == 3
+    assert places == [(("d",), ("d",))]
