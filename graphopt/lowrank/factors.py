@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-_Floats = NDArray[np.float32]
+_Floats = NDArray[Any]  # of float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,7 @@ class Shifted:
         narrow = pairs.transpose(2, 0, 1, 3).astype(np.float32).reshape(rows, -1)
 
         def product(direction: _Floats) -> _Floats:
-            return np.asarray(narrow @ (direction @ wide).reshape(-1, features), np.float32)
+            return narrow @ (direction @ wide).reshape(-1, features)
 
         sides = left.astype(np.float32), right.astype(np.float32)
         return orthonormal(_conjugate(product, sides, wanted.astype(np.float32), first.astype(np.float32), steps))
@@ -116,7 +117,7 @@ def _conjugate(
     """Return what ``product`` makes nearly ``wanted`` of, from ``found`` on; preconditioned from both ``sides``."""
     left, right = sides
     rest = wanted - product(found)
-    ahead = np.asarray(left @ rest @ right, np.float32)
+    ahead = left @ rest @ right
     step, power = ahead, float(np.vdot(rest, ahead))
     for _ in range(steps):
         moved = product(step)
@@ -125,7 +126,7 @@ def _conjugate(
             break
         length = np.float32(power / curvature)
         found, rest = found + length * step, rest - length * moved
-        ahead = np.asarray(left @ rest @ right, np.float32)
+        ahead = left @ rest @ right
         before, power = power, float(np.vdot(rest, ahead))
         step = ahead + np.float32(power / before) * step
     return found.astype(np.float64)
@@ -134,6 +135,16 @@ def _conjugate(
 def orthonormal(rows: Array) -> Array:
     """Return orthonormal rows [r, n] that span what ``rows`` [r, n], r <= n, span; so do the first k those of k."""
     return np.ascontiguousarray(np.linalg.qr(rows.T)[0].T)
+
+
+def even(size: int) -> Array:
+    """Return an orthogonal matrix [size, size] whose entries all are of about the same size: Hartley's.
+
+    Between two factors it shares out among all channels what the first ones hold, so that one scale of an integer type
+    does for all of them.
+    """
+    angles = 2 * np.pi * (np.outer(np.arange(size), np.arange(size)) % size) / size
+    return (np.cos(angles) + np.sin(angles)) / np.sqrt(size)
 
 
 def _regular(square: Array) -> Array:

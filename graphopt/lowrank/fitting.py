@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.analysis.statistics import Gram
-from graphopt.lowrank.factors import Principal, Shifted, orthonormal, principal
+from graphopt.lowrank.factors import Principal, Shifted, even, orthonormal, principal
 from graphopt.lowrank.sites import Array, Site
 from graphopt.pruning.matrices import has_bias
 
@@ -103,8 +103,9 @@ class ChannelFit:
         """Return B [groups·r, C / groups, *kernel] and A [O, r, 1, ...]."""
         (rank,) = ranks
         weights = self._site.weights
-        first = np.concatenate([part.rows[:rank] for part in self.parts])
-        last = np.concatenate([part.basis[:, :rank] for part in self.parts])
+        turn = even(rank)
+        first = np.concatenate([turn @ part.rows[:rank] for part in self.parts])
+        last = np.concatenate([part.basis[:, :rank] @ turn.T for part in self.parts])
         ones = (1,) * (weights.ndim - 2)
         return first.reshape(-1, *weights.shape[1:]), last.reshape(-1, rank, *ones)
 
@@ -168,12 +169,14 @@ class SharedFit:
         """Return [r, C, kh, 1] and [O, r, 1, kw], or for tucker [q, C, 1, ...], [p, q, *kernel] and [O, p, 1, ...]."""
         _, inputs, *kernel = self._weights.shape
         pair = self._pair(ranks[0])
-        first = pair.first @ self._basis
+        turn = even(ranks[0])
+        first = turn @ pair.first @ self._basis
+        second = np.einsum("qr,ors->oqs", turn, pair.second, optimize=True)
         if self._form == "spatial":
-            return first.reshape(-1, inputs, kernel[0], 1), pair.second[:, :, None, :]
+            return first.reshape(-1, inputs, kernel[0], 1), second[:, :, None, :]
         ones = (1,) * len(kernel)
-        outer = pair.outer[:, : ranks[1]]
-        core = _along(outer.T, pair.second).reshape(ranks[1], ranks[0], *kernel)
+        outer = pair.outer[:, : ranks[1]] @ even(ranks[1]).T
+        core = _along(outer.T, second).reshape(ranks[1], ranks[0], *kernel)
         return first.reshape(-1, inputs, *ones), core, outer.reshape(*outer.shape, *ones)
 
     def product(self, factors: tuple[Array, ...]) -> Array:

@@ -13,6 +13,7 @@ from graphopt.analysis.statistics import Gram
 from graphopt.lowrank.costs import forms_of, full_ranks
 from graphopt.lowrank.fitting import damping_of
 from graphopt.lowrank.forms import MOST, Splitter
+from tests.helpers import run
 from tests.lowrank.split_layers import CASES, Case, apply, data, error, gram, model, outputs, site, weights_of
 
 EVERY = [(name, form) for name, case in CASES.items() for form in forms_of(site(model(case)))]
@@ -232,3 +233,16 @@ def test_weights_whose_scale_is_extreme():
             assert scaled.at(form, ranks).candidate.error == pytest.approx(
                 plain.at(form, ranks).candidate.error, rel=0.01
             )
+
+
+@pytest.mark.parametrize("form", ["channel", "spatial", "tucker"])
+def test_no_channel_between_the_factors_stands_out(form):
+    """Principal parts fall off by orders of magnitude; their sums and differences are all of a size."""
+    case = SPATIAL
+    after = model(case)
+    thin = apply(after, splitter(case).at(form, tuple(max(rank // 2, 1) for rank in full_ranks(site(after), form))))
+    for node in thin[:-1]:
+        after.graph.outputs.append(node.outputs[0])
+    for between in run(after, {"x": data(case)})[1:]:
+        spread = between.std(axis=(0, 2, 3))
+        assert spread.max() < 5 * spread.min()
