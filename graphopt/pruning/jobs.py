@@ -118,7 +118,7 @@ def find_jobs(
     for index, node in enumerate(model.graph):
         inputs = reads(node)
         latest = max((upstream.get(value, -1) for value in inputs), default=-1)
-        faithful = node.op_type in _FAITHFUL or _is_depthwise(node)
+        faithful = node.op_type in _FAITHFUL or is_depthwise(node)
         lossy = any(value in changed or (not faithful and value.name in shrunk) for value in inputs[:1]) or any(
             value in changed or (not faithful and value.name in shrunk and not is_constant(value))
             for value in inputs[1:]
@@ -134,7 +134,8 @@ def find_jobs(
     return [_followed(job, upstream, order[job.layer.node]) for job in jobs]
 
 
-def _is_depthwise(node: Node) -> bool:
+def is_depthwise(node: Node) -> bool:
+    """Tell whether a node is a convolution in which channels do not meet."""
     shape = shape_of(node.inputs[1]) if node.op_type == "Conv" else None
     return shape is not None and shape[1] == 1 and int(attr(node, "group", 1)) > 1
 

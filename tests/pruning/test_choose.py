@@ -20,7 +20,7 @@ CHAIN = """agraph (float[1, 3, 5, 5] x) => (float[1, 4, 5, 5] y) {
 
 def group_of(units: int = 4, body: str = CHAIN) -> Group:
     weights = {"w1": np.ones((units, 3, 1, 1), np.float32), "w2": np.ones((4, units, 1, 1), np.float32)}
-    weights |= {"d": np.ones((units, 1, 1, 1), np.float32)} if "d)" in body else {}
+    weights |= {"d": np.ones((units, 1, 1, 1), np.float32), "w3": weights["w2"]}
     (group,) = AnalysisManager(Editor(model_of(body, weights=weights))).get(Channels).groups
     return group
 
@@ -36,12 +36,13 @@ def test_the_last_units_are_dear():
     assert by_scores(group_of(), np.ones(4)).curve.losses == pytest.approx([0.0, 2 / 3, 2.0, 6.0])
 
 
-def test_each_layer_that_hangs_on_a_group_counts():
-    between = CHAIN.replace("y = Conv(r, w2)", "m = Conv<group = 4>(r, d) y = Conv(m, w2)")
+def test_each_layer_that_hangs_on_a_group_counts_and_a_depthwise_one_does_not():
+    twice = CHAIN.replace("y = Conv(r, w2)", "a = Conv(r, w2) b = Conv(r, w3) y = Add(a, b)")
+    depthwise = CHAIN.replace("y = Conv(r, w2)", "m = Conv<group = 4>(r, d) y = Conv(m, w2)")
+    chain, more, same = (by_scores(group_of(body=body), np.ones(4)).curve.losses for body in (CHAIN, twice, depthwise))
 
-    losses = by_scores(group_of(body=between), np.ones(4)).curve.losses
-
-    assert losses == pytest.approx(1.5 * by_scores(group_of(), np.ones(4)).curve.losses)
+    assert more == pytest.approx(1.5 * chain)
+    assert same == pytest.approx(chain)
 
 
 def test_units_worth_nothing_are_free():
