@@ -15,6 +15,9 @@ from graphopt.pruning.selection import OutOfReachError
 BUDGETS = ("macs", "params", "latency")
 """What a budget of the whole can be of."""
 
+_EXACT = 1e-12
+"""What rounding may make of a number that was 1 minus another."""
+
 _TRIALS = 4
 """How often a choice is timed, and made again without what was slow, at most."""
 
@@ -121,7 +124,7 @@ class Planner:
         """Return the best way of a layer by its own error: the cheapest that keeps the energy, or the most exact."""
         items = [way.candidate for way in ways]
         if self.goal.kind == "energy":
-            found = [item for item in items if item.error <= 1.0 - self.goal.share]
+            found = [item for item in items if item.error <= 1.0 - self.goal.share + _EXACT]
             return min(found, key=lambda item: (item.macs, item.error), default=None)
         found = [item for item in items if item.macs <= self.goal.share * site.macs]
         return min(found, key=lambda item: (item.error, item.macs), default=None)

@@ -7,7 +7,7 @@ least loss of the layers so far is worked out, layer by layer, so that the choic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from graphopt.pruning.selection import OutOfReachError
 
 _STEPS = 4096
-"""Into how many steps the saving is divided; what a way saves is rounded down to whole ones."""
+"""Into how many steps the saving is divided. What a way saves is rounded to whole ones, in several ways."""
+
+Rounding = Callable[[float], float]
 
 
 @dataclass(frozen=True)
@@ -36,22 +38,30 @@ def choose(layers: Sequence[Sequence[Option]], budget: float) -> list[int]:
     if needed <= 0:
         return [0] * len(layers)
     cheapest = [min(range(len(ways)), key=lambda index: (ways[index].cost, index)) for ways in layers]
-    least = sum(ways[index].cost for ways, index in zip(layers, cheapest, strict=True))
-    if least > budget:
-        raise OutOfReachError(least)
-    found = _planned(layers, needed)
-    return cheapest if found is None else found
+    if _cost(layers, cheapest) > budget:
+        raise OutOfReachError(_cost(layers, cheapest))
+    plans = [cheapest, *(_planned(layers, needed, rounding) for rounding in (np.floor, np.round, np.ceil))]
+    allowed = [found for found in plans if found is not None and _cost(layers, found) <= budget]
+    return min(allowed, key=lambda found: _loss(layers, found))
 
 
-def _planned(layers: Sequence[Sequence[Option]], needed: float) -> list[int] | None:
-    """Return the ways of least loss that save ``needed``, None where none do after rounding."""
+def _cost(layers: Sequence[Sequence[Option]], indices: Sequence[int]) -> float:
+    return sum(ways[index].cost for ways, index in zip(layers, indices, strict=True))
+
+
+def _loss(layers: Sequence[Sequence[Option]], indices: Sequence[int]) -> float:
+    return sum(ways[index].loss for ways, index in zip(layers, indices, strict=True))
+
+
+def _planned(layers: Sequence[Sequence[Option]], needed: float, rounding: Rounding) -> list[int] | None:
+    """Return the ways of least loss that save ``needed`` after rounding to steps, None where none do."""
     losses = np.full(_STEPS + 1, np.inf)
     losses[0] = 0.0
     taken: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     for ways in layers:
         way, source = np.zeros(_STEPS + 1, np.int64), np.arange(_STEPS + 1)
         best = losses.copy()
-        for index, steps in _steps(ways, needed):
+        for index, steps in _steps(ways, needed, rounding):
             shifted, origin = _shifted(losses, steps)
             shifted += max(ways[index].loss, 0.0)
             better = shifted < best
@@ -68,10 +78,10 @@ def _planned(layers: Sequence[Sequence[Option]], needed: float) -> list[int] | N
     return chosen[::-1]
 
 
-def _steps(ways: Sequence[Option], needed: float) -> list[tuple[int, int]]:
+def _steps(ways: Sequence[Option], needed: float, rounding: Rounding) -> list[tuple[int, int]]:
     """Return the ways that save at least one step, with how many."""
-    saved = [(ways[0].cost - way.cost) / needed * _STEPS for way in ways]
-    return [(index, min(int(steps), _STEPS)) for index, steps in enumerate(saved) if steps >= 1]
+    saved = [int(rounding((ways[0].cost - way.cost) / needed * _STEPS)) for way in ways]
+    return [(index, min(steps, _STEPS)) for index, steps in enumerate(saved) if steps >= 1]
 
 
 def _shifted(losses: NDArray[np.float64], steps: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
