@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from graphopt.pruning.refit import DAMPINGS, Moments, fit
+from graphopt.pruning.refit import DAMPINGS, Moments, _lowest, fit
 
 RNG = np.random.default_rng(5)
 
@@ -114,3 +114,40 @@ def test_targets_can_be_replaced_without_seeing_the_rows_again():
     for name in ("inputs", "cross", "input_sum", "target_sum", "target_square"):
         np.testing.assert_allclose(getattr(again, name), getattr(fresh, name), rtol=1e-5)
     assert again.count == fresh.count
+
+
+@pytest.mark.parametrize("best", range(len(DAMPINGS)))
+def test_the_lowest_of_the_dampings_is_found(best):
+    tried = []
+
+    def score(damping):
+        tried.append(damping)
+        return abs(DAMPINGS.index(damping) - best) + 1.0
+
+    assert _lowest(score) == (DAMPINGS[best], 1.0)
+    assert len(tried) == len(set(tried)) <= 3 + abs(best - 2)
+
+
+def test_a_damping_that_is_given_is_the_one_taken():
+    rows, targets = case()
+    parts = sums(rows[:, :, :300], targets[:, :300]), sums(rows[:, :, 300:], targets[:, 300:])
+
+    found = fit(*parts, np.zeros((3, 5)), np.zeros(3), damping=0.37)
+
+    assert found.damping == 0.37
+    means = (parts[0] + parts[1]).means(centred=True)
+    np.testing.assert_allclose(found.weights, means.fitted(np.zeros((1, 3, 5)), 0.37)[0])
+
+
+def test_few_positions_at_a_time_give_the_same():
+    rows, targets = case(groups=2)
+    found = Moments.zeros(2, 3, 5)
+
+    for place in range(0, rows.shape[2], 10):
+        found.add(rows[:, :, place : place + 10], targets[:, place : place + 10])
+    found.settle()
+
+    whole = sums(rows, targets)
+    for name in ("inputs", "cross", "input_sum", "target_sum", "target_square"):
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-5, atol=1e-3)
+    assert found.count == rows.shape[2]
