@@ -144,7 +144,7 @@ def even(size: int) -> Array:
     does for all of them.
     """
     angles = 2 * np.pi * (np.outer(np.arange(size), np.arange(size)) % size) / size
-    return (np.cos(angles) + np.sin(angles)) / np.sqrt(size)
+    return np.asarray((np.cos(angles) + np.sin(angles)) / np.sqrt(size), np.float64)
 
 
 def _regular(square: Array) -> Array:
