@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.analysis.cost import Cost
@@ -61,6 +61,7 @@ def test_the_data_does_better_than_the_weights_alone(name, form):
     assert whitened < 0.98 * plain
 
 
+@settings(max_examples=40)
 @given(seed=st.integers(0, 1 << 30), outputs=st.integers(2, 9), width=st.integers(2, 9), rank=st.integers(1, 9))
 def test_whitening_by_the_identity_is_plain_svd(seed, outputs, width, rank):
     rank = min(rank, outputs, width)
@@ -81,6 +82,7 @@ def test_whitening_by_the_identity_is_plain_svd(seed, outputs, width, rank):
             np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+@settings(max_examples=40)
 @given(seed=st.integers(0, 1 << 30), rank=st.integers(1, 6))
 def test_a_spatial_split_by_the_identity_is_the_svd_of_columns_and_rows(seed, rank):
     taken = site(model(Case("Conv", (1, 4, 5, 5), (5, 4, 3, 2))))
