@@ -12,7 +12,7 @@ from graphopt.analysis.statistics import Request
 from graphopt.errors import ModelError
 from graphopt.ir import Node, Value
 from graphopt.ir.linear import Linear, is_overridable, linear_behind, linear_of
-from graphopt.ir.query import attr, constant, place, shape_of, sole_use
+from graphopt.ir.query import attr, constant, place, shape_of, sole_use, tensor_of
 from graphopt.quantization.layers import LayerMatrix
 
 Array = NDArray[np.float64]
@@ -119,6 +119,9 @@ def _why_not_linear(node: Node) -> str:
         return "its weights are inputs of the model, which a caller may override"
     if node.domain or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return f"{node.op_type} is no Conv, Gemm or MatMul"
+    weight = tensor_of(node.inputs[1])
+    if len(node.inputs) > 2 and weight is not None and weight.dtype.is_floating_point():
+        return "its bias is not one constant number for each output"
     return "it does not multiply by a constant matrix of floats"
 
 

@@ -33,7 +33,7 @@ def test_a_site_holds_the_weights_with_the_outputs_first(name):
     turned = case.operator.startswith("MatMul") or case.operator == "Gemm"
     assert taken.weights.shape == (case.weights[::-1] if turned else case.weights)
     assert taken.weights.dtype == np.float64
-    assert taken.name == taken.layer.node.name or taken.layer.node.outputs[0].name
+    assert taken.name == "y"
     assert taken.parameters == taken.weights.size
 
 
@@ -54,7 +54,21 @@ def test_computed_weights():
 
 def test_a_constant_stack_of_matrices():
     text = "agraph (float[3,4,8] x) => (float y) { y = MatMul(x, w) }"
-    assert "no" not in reason(text, operator="MatMul", w=weights(3, 8, 8)).split()
+    assert reason(text, operator="MatMul", w=weights(3, 8, 8)) == "it does not multiply by a constant matrix of floats"
+
+
+def test_a_bias_that_is_computed_or_differs_from_row_to_row():
+    why = "its bias is not one constant number for each output"
+    text = "agraph (float[4,8] x, float[8] b) => (float y) { y = Gemm(x, w, b) }"
+    assert reason(text, operator="Gemm", w=weights(8, 8)) == why
+    text = "agraph (float[4,8] x) => (float y) { y = Gemm(x, w, b) }"
+    assert reason(text, operator="Gemm", w=weights(8, 8), b=weights(4, 8)) == why
+
+
+def test_weights_of_integers():
+    text = "agraph (int32[4,8] x) => (int32 y) { y = MatMul(x, w) }"
+    why = reason(text, operator="MatMul", w=np.ones((8, 8), np.int32))
+    assert why == "it does not multiply by a constant matrix of floats"
 
 
 def test_other_operators():
