@@ -142,7 +142,7 @@ def materializer() -> Any:
 
 @click.command("prune-structure")
 @click.option("--model", "names", multiple=True, type=click.Choice(tuple(BARS)), help="only these models")
-@click.option("--pipeline", default="prune-channels{channels=0.5,criterion=l1,align=0}", show_default=True)
+@click.option("--pipeline", default="prune-channels{channels=0.5,criterion=l1,align=0,check=off}", show_default=True)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="write the numbers here too")
 def prune_structure(names: tuple[str, ...], pipeline: str, json_file: Path | None) -> None:
     """Prune half of every group of ten architectures and print what is left of them.
