@@ -30,7 +30,7 @@ _PART = 16
 FRACTIONS = (0.25, 0.5, 0.75)
 """What share of a group's units is cut to see what the outputs lose; between these the readers' errors tell."""
 
-_WAVE = 600 << 20
+_WAVE = 1000 << 20
 """Bytes of Gram matrices that are held at a time."""
 
 
