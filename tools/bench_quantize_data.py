@@ -137,7 +137,7 @@ def module_of(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location("shared_metrics", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.execmodule_of(module)
+    spec.loader.exec_module(module)
     return module
 
 
