@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from graphopt.analysis import Shapes
 from graphopt.analysis.cost import Cost
@@ -36,7 +36,7 @@ from graphopt.ir.query import is_constant
 from graphopt.lowrank.apply import split_by_data, split_by_weights, split_in_turn
 from graphopt.lowrank.costs import FORMS
 from graphopt.lowrank.forms import Candidate
-from graphopt.lowrank.plan import BUDGETS, Goal, Plan, Planner
+from graphopt.lowrank.plan import BUDGETS, Goal, Plan, Planner, described
 from graphopt.lowrank.sites import Site, site_of
 from graphopt.lowrank.speed import Clock, Times, estimated
 from graphopt.lowrank.ways import Limits, Way, by_data, by_weights, why_blind
@@ -117,7 +117,7 @@ class SplitSvd(Pass):
         if not chosen:
             return Changes()
         before, refits = Cost.measure(model).parameters, []
-        ctx.notes[self.name] = {"ratio": plan.ratio, "splits": [_noted(*pair) for pair in chosen.items()]}
+        ctx.notes[self.name] = {"ratio": plan.ratio, "splits": [described(*pair) for pair in chosen.items()]}
         runner = ctx.runner
         if runner is None or not runner.has_data:
             split_by_weights(ctx.edit, chosen)
@@ -200,6 +200,12 @@ class SplitSvd(Pass):
 
     def _plan(self, model: Model, ways: Ways, kind: str, times: Times | None, clock: Clock | None) -> Plan:
         cost = Cost.measure(model)
+        if kind == "macs" and cost.unknown:
+            raise UsageError(
+                f"the multiply-accumulates of {len(cost.unknown)} nodes are not known, {cost.unknown[0]} for one",
+                where=self.name,
+                hint="put the preset lossless, or fix-shapes, before it",
+            )
         wholes = {"macs": cost.total_macs, "params": cost.parameters, "latency": times.whole if times else 0.0}
         goal = Goal(kind, getattr(self, kind) or 0.99, wholes.get(kind, 0.0), self.of == "layers")
         try:
@@ -232,15 +238,3 @@ def _items(text: str) -> list[str]:
 
 def _text(item: Candidate) -> str:
     return f"becomes thin layers of rank {' and '.join(map(str, item.ranks))} ({item.form})"
-
-
-def _noted(site: Site, item: Candidate) -> dict[str, Any]:
-    """Return what the report tells of a split."""
-    return {
-        "layers": [layer.node.name or layer.node.outputs[0].name for layer in site.layers],
-        "form": item.form,
-        "ranks": list(item.ranks),
-        "error": item.error,
-        "macs": [site.macs, item.macs],
-        "parameters": [site.parameters, item.parameters],
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from graphopt.lowrank.forms import Candidate
 from graphopt.lowrank.select import Option, choose
@@ -128,3 +129,15 @@ class Planner:
             return min(found, key=lambda item: (item.macs, item.error), default=None)
         found = [item for item in items if item.macs <= self.goal.share * site.macs]
         return min(found, key=lambda item: (item.error, item.macs), default=None)
+
+
+def described(site: Site, item: Candidate) -> dict[str, Any]:
+    """Return what a report tells of a split: the layers by name, and costs before and after."""
+    return {
+        "layers": [layer.node.name or layer.node.outputs[0].name for layer in site.layers],
+        "form": item.form,
+        "ranks": list(item.ranks),
+        "error": item.error,
+        "macs": [site.macs, item.macs],
+        "parameters": [site.parameters, item.parameters],
+    }

@@ -327,6 +327,12 @@ def test_numbers_out_of_range_are_refused(options: str) -> None:
         split(mlp(), options)
 
 
+def test_a_budget_of_work_that_is_not_known_is_refused() -> None:
+    body = "agraph (float[N, 64] x, int64[2] s) => (y) { r = Reshape(x, s) y = MatMul(r, w) }"
+    with pytest.raises(UsageError, match="of 1 nodes are not known"):
+        split(model_of(body, weights={"w": falling(64, 64, 0)}), "macs=0.5")
+
+
 def test_two_goals_at_once_are_refused() -> None:
     with pytest.raises(UsageError, match="one goal at a time, not macs and energy"):
         split(mlp(), "macs=0.5,energy=0.9")
