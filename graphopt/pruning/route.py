@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from graphopt.analysis.cost import Cost
 from graphopt.ir import Model, Node, TensorType, Value, is_constant
 from graphopt.ir.query import reads, shape_of
@@ -26,25 +29,24 @@ def resting_places(models: Sequence[Model], targets: Sequence[Node]) -> list[Sto
     those after it read of those before; or None to go on from the last place. The sum of what is run and stored is the
     least.
     """
-    nodes = list(models[-1].graph)
-    place = {node: index for index, node in enumerate(nodes)}
-    stops = [place[node] for node in targets]
-    run = _running_costs(models[-1], nodes)
-    found = [_cuts(model, [node.outputs[0].name for node in targets]) for model in models]
+    names = [node.outputs[0].name for node in targets]
+    # What it costs to run all of the models up to each target, and past it.
+    before, past = np.sum([_running_costs_at(model, names) for model in models], axis=0)
+    found = [_cuts(model, names) for model in models]
     cuts = [_joint(of_all) for of_all in zip(*found, strict=True)]
-    count = len(stops)
+    count = len(targets)
     # best[i]: the least cost of all targets from the i-th on, when a rest is made right before it.
     best, follows = [0.0] * (count + 1), [count] * (count + 1)
     for first in reversed(range(count)):
         best[first], spent = math.inf, 0.0
         for following in range(first + 1, count + 1):
-            spent += run[stops[following - 1] + 1] - run[stops[first]]
+            spent += past[following - 1] - before[first]
             total = spent
             if following < count:
                 cut = cuts[following]
                 if cut is None:
                     continue
-                total += 2 * _BYTE * cut[1] + best[following] + run[stops[following]] - run[stops[first]]
+                total += 2 * _BYTE * cut[1] + best[following] + before[following] - before[first]
             if total < best[first]:
                 best[first], follows[first] = total, following
     return _chosen(count, follows, cuts)
@@ -54,7 +56,7 @@ def _joint(cuts: Sequence[_Cut | None]) -> tuple[Stop, float] | None:
     known = [cut for cut in cuts if cut is not None]
     if len(known) < len(cuts):
         return None
-    return tuple(cut[0] for cut in known), max(cut[1] for cut in known)
+    return tuple(cut[0] for cut in known), sum(cut[1] for cut in known)
 
 
 def _chosen(count: int, follows: Sequence[int], cuts: Sequence[tuple[Stop, float] | None]) -> list[Stop | None]:
@@ -65,6 +67,19 @@ def _chosen(count: int, follows: Sequence[int], cuts: Sequence[tuple[Stop, float
         places[index] = None if cut is None else cut[0]
         index = follows[index]
     return places
+
+
+def _running_costs_at(model: Model, names: Sequence[str | None]) -> NDArray[np.float64]:
+    """Return [2, targets]: what is run before the node of each output, and with it, as far as there is such a node."""
+    nodes = list(model.graph)
+    place = {node.outputs[0].name: index for index, node in enumerate(nodes) if node.outputs}
+    run = _running_costs(model, nodes)
+    found, last = np.zeros((2, len(names))), 0.0
+    for target, name in enumerate(names):
+        at = place.get(name)
+        found[:, target] = (last, last) if at is None else (run[at], run[at + 1])
+        last = found[1, target]
+    return found
 
 
 def _running_costs(model: Model, nodes: Sequence[Node]) -> list[float]:
