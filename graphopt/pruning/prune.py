@@ -26,10 +26,10 @@ from graphopt.quantization.measured import Timer
 OBS = "obs"
 """Optimal-brain-surgeon elimination: what the layers that read a group cannot make up for."""
 
-_MEASURING = 2e12
+_MEASURING = 1.2e12
 """Multiply-accumulates that may be spent on finding out what cuts do to the outputs."""
 
-_FEWEST, _MOST = 8, 256
+_FEWEST, _MOST = 4, 256
 """Samples that this is found out on."""
 
 _MOST_REASONS = 20
