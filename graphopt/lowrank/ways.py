@@ -27,7 +27,7 @@ _SHARES = (0.75, 0.5)
 _MEASURING = 1e12
 """Multiply-accumulates that may be spent on measuring losses."""
 
-_FEWEST, _MOST = 8, 32
+_FEWEST, _MOST = 8, 16
 """Samples that they are measured on."""
 
 _WAVE = 400 << 20
