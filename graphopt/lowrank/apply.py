@@ -40,7 +40,7 @@ def split_by_data(edit: Editor, original: Model, chosen: Chosen, runner: Runs) -
 def split_in_turn(model: Model, edit: Editor, chosen: Chosen, runner: Runs, declined: Declined) -> list[Refit]:
     """Split layers in the order of the graph, each refit, and refit every layer behind. Raises GraphOptError.
 
-    ``declined`` is told of layers that are not refit; those to be split are split all the same, before any other.
+    ``declined`` is told of layers that are not refit; those to be split are split all the same.
     """
     original = model.clone()
     original.meta.update(model.meta)
@@ -51,13 +51,15 @@ def split_in_turn(model: Model, edit: Editor, chosen: Chosen, runner: Runs, decl
 
     def write(job: Job, fit: Fit, gram: Gram) -> None:
         write_rows(edit, job.layer, fit.weights, fit.bias)
-        candidate = in_turn.get(str(job.layer.node.outputs[0].name))
+        candidate = in_turn.pop(str(job.layer.node.outputs[0].name), None)
         if candidate is not None:
             site = site_of(job.layer.node)
             assert isinstance(site, Site)
             _split(edit, site, candidate, gram)
 
-    return recover(original, model, edit, {}, runner, declined=declined, starts=starts, write=write)
+    refits = recover(original, model, edit, {}, runner, declined=declined, starts=starts, write=write)
+    split_by_data(edit, original, {site: item for site, item in chosen.items() if _written(site) in in_turn}, runner)
+    return refits
 
 
 def _written(site: Site) -> str:
