@@ -42,6 +42,12 @@ _ENOUGH = 0.99
 _ROWS, _DENSEST = 1 << 18, 256
 """Positions that a convolution is fit to, over all samples and of each; neighbouring ones tell little more."""
 
+_PLENTY = 24
+"""Positions for each weight of an output: half of the batches do where these have as many."""
+
+_MUCH = 1 << 28
+"""Bytes that a layer reads and is to give, over all batches, from which on half of them are left out so."""
+
 _HELD, _BLOCK = 4, 4
 """Of so many blocks, of so many batches, one is held out to choose the damping."""
 
@@ -130,6 +136,7 @@ class _Refitting:
         groups = self._unfold.groups if self._unfold is not None else 1
         sizes = (groups, len(self._weights) // groups, self._weights.shape[1])
         self._fitting, self._held = Moments.zeros(*sizes), Moments.zeros(*sizes)
+        self._positions, self._bytes = 0, 0
 
     @property
     def gram(self) -> Gram:
@@ -142,25 +149,21 @@ class _Refitting:
 
         What the first round saw lies in ``folder`` for the next.
         """
-        stored: list[Path] = []
-        positions = 0
-        for number, seen in enumerate(self._seen()):
-            positions += seen[1].size
-            if not seen[1].size:
-                continue
+        stored: dict[int, Path] = {}
+        for number, seen in self._seen():
             if any(not np.abs(array).max(initial=0.0) <= _LARGEST for array in seen):
                 raise _UnfitError("what it reads or is to give is not finite for all of the data")
             self._add(number, seen, None)
             if self._job.bounds is not None:
-                stored.append(folder / f"seen-{number}.npy")
-                np.save(stored[-1], np.concatenate([array.reshape(-1, array.shape[-1]) for array in seen]))
-        if not positions:
+                stored[number] = folder / f"seen-{number}.npy"
+                np.save(stored[number], np.concatenate([array.reshape(-1, array.shape[-1]) for array in seen]))
+        if not self._positions:
             raise _UnfitError("none of the data reaches it")
         found = fit(self._fitting, self._held, self._weights, self._bias, centred=self._centred)
         for _ in range(_ROUNDS if stored else 0):
             self._fitting.forget_targets()
             self._held.forget_targets()
-            for number, path in enumerate(stored):
+            for number, path in stored.items():
                 self._add(number, self._again(np.load(path)), found)
             after = fit(
                 self._fitting,
@@ -173,7 +176,7 @@ class _Refitting:
             found = Fit(after.weights, after.bias, after.damping, found.before, after.after)
             if after.after > _ENOUGH * after.before:
                 break
-        for path in stored:
+        for path in stored.values():
             path.unlink()
         return found
 
@@ -182,12 +185,32 @@ class _Refitting:
         rows, wanted, added = np.split(stored, [-2 * outputs, -outputs])
         return rows.reshape(len(self._fitting.inputs), -1, rows.shape[1]), wanted, added
 
-    def _seen(self) -> Iterator[_Seen]:
-        """Yield, batch by batch, what the layer reads, what is wanted behind it and what is added there."""
+    def _seen(self) -> Iterator[tuple[int, _Seen]]:
+        """Yield, with each batch's number, what the layer reads, what is wanted behind it and what is added there."""
         result, data = str(self._job.result.name), str(self._job.data.name)
         wanted = [(result,), (data, *(str(other.name) for other in self._job.others))]
-        for target, given in self._relay.run(wanted):
-            yield self._positions(target[result], given)
+        numbers: list[int] = []
+
+        def is_needed(number: int) -> bool:
+            needed = number % _BLOCK < _BLOCK // 2 or not self._are_plenty(len(numbers))
+            numbers.extend([number] if needed else [])
+            return needed
+
+        runs = self._relay.run(wanted, only=None if self._relay.batches is None else is_needed)
+        for count, (target, given) in enumerate(runs):
+            seen = self._placed(target[result], given)
+            self._positions += seen[1].shape[1]
+            self._bytes += given[data].nbytes + target[result].nbytes
+            if seen[1].size:
+                yield numbers[-1] if numbers else count, seen
+
+    def _are_plenty(self, seen: int) -> bool:
+        """Tell whether there is much to run, and half of it has as many positions as it takes, by what was ``seen``."""
+        batches = self._relay.batches
+        if not batches or not seen or self._bytes * batches < seen * _MUCH:
+            return False
+        needed = 2 * _PLENTY * int(self._weights.shape[1])
+        return self._positions * batches >= seen * needed
 
     def _add(self, number: int, seen: _Seen, last: Fit | None) -> None:
         rows, wanted, added = seen
@@ -200,7 +223,7 @@ class _Refitting:
         sums = self._held if number // _BLOCK % _HELD == _HELD - 1 else self._fitting
         sums.add(rows, (aims - offset) / self._scale, again=last is not None)
 
-    def _positions(self, target: NDArray[Any], given: Outputs) -> _Seen:
+    def _placed(self, target: NDArray[Any], given: Outputs) -> _Seen:
         sizes = [len(self._kept.get(axis, range(size))) for axis, size in enumerate(target.shape)]
         others = [given[str(other.name)] for other in self._job.others]
         if any(list(other.shape) != sizes for other in others):

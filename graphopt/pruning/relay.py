@@ -6,7 +6,7 @@ before that place is run again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,22 +54,29 @@ class Relay:
         self._batches: list[list[list[Path]]] = []
         self._moves = 0
 
+    @property
+    def batches(self) -> int | None:
+        """How many batches there are, None before the first move."""
+        return None if self._stored is None else len(self._batches)
+
     def run(
         self,
         wanted: Sequence[Sequence[str]],
         models: Sequence[Model] | None = None,
         settings: Sequence[Outputs] = ({},),
+        only: Callable[[int], bool] | None = None,
     ) -> Iterator[tuple[Outputs, ...]]:
         """Yield for each batch the values that are ``wanted`` of each model, or of others in their places.
 
         Each batch is run once for each of ``settings``, which hold arrays for inputs that the data does not have.
+        ``only`` tells by its number whether a batch is run, which it is asked once those before have been.
         """
         given = self._stored or ((),) * len(self._models)
         taps = [
             Tap(model, tuple(dict.fromkeys(names)), stored)
             for model, names, stored in zip(models or self._models, wanted, given, strict=True)
         ]
-        return self._runner.trace(taps, self._feeds(settings), samples=self._samples, limit=self._limit)
+        return self._runner.trace(taps, self._feeds(settings, only), samples=self._samples, limit=self._limit)
 
     def move(self, names: Sequence[tuple[str, ...]]) -> None:
         """Go on to where ``names``, some of each model, are all that the rest of it reads."""
@@ -88,19 +95,23 @@ class Relay:
             np.save(paths[-1], array)
         return paths
 
-    def _feeds(self, settings: Sequence[Outputs]) -> Iterator[Sequence[Outputs]] | None:
+    def _feeds(
+        self, settings: Sequence[Outputs], only: Callable[[int], bool] | None
+    ) -> Iterator[Sequence[Outputs]] | None:
         """Yield the inputs of each model, and what it is given; None where those are the data's."""
-        if self._stored is None and not any(settings):
+        if self._stored is None and only is None and not any(settings):
             return None
-        return ([{**values, **setting} for values in found] for found in self._starts() for setting in settings)
+        return ([{**values, **setting} for values in found] for found in self._starts(only) for setting in settings)
 
-    def _starts(self) -> Iterator[Sequence[Outputs]]:
+    def _starts(self, only: Callable[[int], bool] | None) -> Iterator[Sequence[Outputs]]:
         if self._stored is None:
             inputs = [[value for value in model.graph.inputs if not value.is_initializer()] for model in self._models]
             taps = [Tap(m, tuple(str(v.name) for v in some)) for m, some in zip(self._models, inputs, strict=True)]
-            yield from self._runner.trace(taps, samples=self._samples, limit=self._limit)
-        for batch in self._batches:
-            yield [
-                {name: np.load(path) for name, path in zip(names, paths, strict=True)}
-                for names, paths in zip(self._stored or (), batch, strict=True)
-            ]
+            batches = self._runner.trace(taps, samples=self._samples, limit=self._limit)
+            yield from (found for number, found in enumerate(batches) if only is None or only(number))
+        for number, batch in enumerate(self._batches):
+            if only is None or only(number):
+                yield [
+                    {name: np.load(path) for name, path in zip(names, paths, strict=True)}
+                    for names, paths in zip(self._stored or (), batch, strict=True)
+                ]

@@ -331,3 +331,25 @@ def test_what_takes_long_is_not_run_again_for_every_layer(monkeypatch):
 
     assert len(found.refits) == 3
     assert places == [(("d",), ("d",))]
+
+
+def test_half_of_much_data_does_where_that_has_plenty_of_positions(monkeypatch):
+    """All of it is looked at before there is a resting place; behind, two of four batches."""
+    monkeypatch.setattr(recovery, "_MUCH", 1)
+    monkeypatch.setattr(route, "_BYTE", 0.0)  # there is a resting place before each layer
+    seen: dict[object, set[int]] = {}
+    add = recovery._Refitting._add
+
+    def added(self: object, number: int, *rest: object) -> None:
+        seen.setdefault(self, set()).add(number)
+        add(self, number, *rest)
+
+    monkeypatch.setattr(recovery._Refitting, "_add", added)
+    before = image_model("s = Conv(r, w2) y = Conv(s, w3)", w2=normal(4, 8, 1, 1), w3=normal(4, 4, 1, 1))
+
+    found = recovered(before, batches(16, 16, x=(3, 8, 8)), ALL_LEFT)
+
+    first, second = seen.values()
+    assert first == set(range(16))
+    assert second == {number for number in range(16) if number % 4 < 2}
+    assert error(before, found.model, UNSEEN) < EXACT
