@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -68,6 +69,35 @@ def unfolded(values: NDArray[Any], unfold: Unfold) -> NDArray[np.float32]:
     size = values.shape[1] // unfold.groups * math.prod(unfold.kernel)
     found = np.moveaxis(windows(values, unfold), 0, 1 + rank)
     return np.ascontiguousarray(found, np.float32).reshape(unfold.groups, size, -1)
+
+
+def positions(spatial: Sequence[int], unfold: Unfold) -> tuple[int, ...]:
+    """Return how many patches there are along each of the axes ``spatial``, none left out."""
+    rank = len(spatial)
+    spans = [(k - 1) * d + 1 for k, d in zip(unfold.kernel, unfold.dilations, strict=True)]
+    padded = [size + unfold.pads[axis] + unfold.pads[axis + rank] for axis, size in enumerate(spatial)]
+    return tuple((size - span) // step + 1 for size, span, step in zip(padded, spans, unfold.strides, strict=True))
+
+
+def folded(rows: NDArray[np.float32], shape: Sequence[int], unfold: Unfold) -> NDArray[np.float32]:
+    """Add patches as :func:`unfolded` returns them up where they came from, in an array of ``shape``.
+
+    It is the transpose of :func:`unfolded`. ``unfold`` leaves no patch out, and has no negative pads.
+    """
+    batch, channels, *spatial = shape
+    rank = len(spatial)
+    places = positions(spatial, unfold)
+    parts = rows.reshape(channels, -1, batch, *places)
+    sizes = [size + unfold.pads[axis] + unfold.pads[axis + rank] for axis, size in enumerate(spatial)]
+    found = np.zeros((channels, batch, *sizes), np.float32)
+    for index, at in enumerate(itertools.product(*(range(size) for size in unfold.kernel))):
+        firsts = [place * step for place, step in zip(at, unfold.dilations, strict=True)]
+        ends = [first + n * step for first, n, step in zip(firsts, places, unfold.strides, strict=True)]
+        where = tuple(slice(*limits) for limits in zip(firsts, ends, unfold.strides, strict=True))
+        total = found[:, :, *where]
+        total += parts[:, index]
+    inner = tuple(slice(unfold.pads[axis], unfold.pads[axis] + size) for axis, size in enumerate(spatial))
+    return np.ascontiguousarray(found[:, :, *inner].swapaxes(0, 1))
 
 
 def placed(values: NDArray[Any], unfold: Unfold) -> NDArray[np.float32]:

@@ -69,27 +69,38 @@ class Job:
     @property
     def bounds(self) -> tuple[float, float] | None:
         """Between which numbers anybody who reads the result can tell it apart; None for all."""
-        found = {_clipping(use.node) for use in self.result.uses()}
+        found = {clipping(use.node) for use in self.result.uses()}
         return found.pop() if len(found) == 1 and not self.result.is_graph_output() else None
 
     @property
     def data(self) -> Value:
         """What the layer reads."""
-        value = self.layer.node.inputs[0]
-        assert value is not None
-        return value
+        return data_of(self.layer)
 
     @property
     def unfold(self) -> Unfold | None:
         """How a convolution reads its input."""
-        if self.layer.node.op_type != "Conv":
-            return None
-        weight = constant(self.layer.weight)
-        assert weight is not None
-        return unfold_of(self.layer.node, weight.shape)
+        return unfold_of_layer(self.layer)
 
 
-def _clipping(node: Node) -> tuple[float, float] | None:
+def data_of(layer: layers.Linear) -> Value:
+    """Return what a layer reads."""
+    value = layer.node.inputs[0]
+    assert value is not None
+    return value
+
+
+def unfold_of_layer(layer: layers.Linear) -> Unfold | None:
+    """Return how a convolution reads its input, None for other layers."""
+    if layer.node.op_type != "Conv":
+        return None
+    weight = constant(layer.weight)
+    assert weight is not None
+    return unfold_of(layer.node, weight.shape)
+
+
+def clipping(node: Node) -> tuple[float, float] | None:
+    """Return between which numbers a Relu or a Clip lets pass, None for other nodes."""
     if node.op_type == "Relu" and not node.domain:
         return 0.0, math.inf
     if node.op_type != "Clip" or node.domain:

@@ -6,7 +6,7 @@ Each layer is refit in turn, on what reaches it in the pruned network, to what t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from graphopt.analysis import AnalysisManager, Shapes
 from graphopt.analysis.patches import placed, unfolded
 from graphopt.analysis.statistics import Gram
-from graphopt.ir import Editor, Model
-from graphopt.pruning.jobs import Declined, Job, find_jobs
+from graphopt.ir import Editor, Model, Node
+from graphopt.pruning.chain import Link, Stage, chain_of
+from graphopt.pruning.jobs import Declined, Job, data_of, find_jobs
+from graphopt.pruning.joint import Aim, Seen, tune
 from graphopt.pruning.matrices import bias_of, has_bias, rows_of, write_rows
 from graphopt.pruning.refit import Fit, Moments, fit
 from graphopt.pruning.relay import Outputs, Relay, Traces
@@ -64,12 +66,16 @@ class _UnfitError(Exception):
 
 @dataclass(frozen=True)
 class Refit:
-    """What became of one layer: its error on samples held out, before and after, as shares of its output's power."""
+    """What became of one layer: its error on samples held out, before and after, as shares of its output's power.
+
+    ``left`` of that is what fitting it together with the layers before it left.
+    """
 
     node: str
     damping: float
     before: float
     after: float
+    left: float = 1.0
 
 
 def recover(
@@ -94,7 +100,8 @@ def recover(
     AnalysisManager(Editor(original)).get(Shapes)
     jobs = find_jobs(pruned, frozenset(kept), declined, starts)
     most = min(_DENSEST, max(16, _ROWS // (runner.samples or _ROWS // _DENSEST)))
-    stops = resting_places((original, pruned), [job.layer.node for job in jobs])
+    chains = [chain_of(job, kept) if write is None else [] for job in jobs]
+    stops = resting_places((original, pruned), _starts(jobs, chains))
     reports = []
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         relay = Relay(runner, (original, pruned), Path(folder), _SAMPLES)
@@ -113,8 +120,49 @@ def recover(
                 write_rows(edit, job.layer, found.weights, found.bias)
             else:
                 write(job, found, refitting.gram)
-            reports.append(Refit(job.layer.node.name or "", found.damping, found.before, found.after))
+            chain = chains[index]
+            left = _fit_jointly(job, chain, relay, kept, edit, Path(folder)) if len(chain) > 1 else 1.0
+            reports.append(Refit(job.layer.node.name or "", found.damping, found.before, found.after, left))
     return reports
+
+
+def _starts(jobs: Sequence[Job], chains: Sequence[Sequence[Link]]) -> list[Node]:
+    """Return from which node on each job needs the networks: chains, their first layer."""
+    first: dict[Node, Node] = {}
+    for chain in reversed(chains):
+        first.update((link.node, chain[0].node) for link in chain if link.node not in first)
+    return [first.get(job.layer.node, job.layer.node) for job in jobs]
+
+
+def _fit_jointly(job: Job, chain: Sequence[Link], relay: Relay, kept: Kept, edit: Editor, folder: Path) -> float:
+    """Fit the layers of a chain together and return what that leaves of the error."""
+    result, data = str(job.result.name), str(data_of(chain[0].layer).name)
+    wanted = [(result,), (data, *(str(other.name) for other in job.others))]
+    files, held = list[tuple[Path, Path, Path]](), list[bool]()
+    for number, (target, given) in enumerate(relay.run(wanted)):
+        aims = target[result]
+        for axis, places in kept.get(result, {}).items():
+            aims = np.take(aims, places, axis)
+        added = sum((given[str(other.name)] for other in job.others), np.zeros_like(aims))
+        one, two, three = (folder / f"joint-{number}-{part}.npy" for part in range(3))
+        for path, array in zip((one, two, three), (given[data], added, aims), strict=True):
+            np.save(path, np.asarray(array, np.float32))
+        files.append((one, two, three))
+        held.append(_is_held(number))
+    stages = [Stage.of(link) for link in chain]
+    axis = -1 if chain[-1].unfold is None else 1
+    aim = Aim(job.scale.astype(np.float32), job.shift.astype(np.float32), chain[-1].bounds, axis)
+    left = tune(stages, aim, Seen(files, held))
+    for stage in stages if left < 1 else ():
+        weights, bias = stage.weights.astype(np.float64), stage.bias.astype(np.float64)
+        write_rows(edit, stage.link.layer, weights, bias)
+    for path in (path for paths in files for path in paths):
+        path.unlink()
+    return left
+
+
+def _is_held(number: int) -> bool:
+    return number // _BLOCK % _HELD == _HELD - 1
 
 
 _Seen = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
@@ -220,7 +268,7 @@ class _Refitting:
             weights = last.weights.astype(np.float32).reshape(len(rows), -1, rows.shape[1])
             now = (weights @ rows).reshape(aims.shape) + last.bias[:, None].astype(np.float32)
             aims = _unseen(aims, self._scale * now + offset, *self._job.bounds)
-        sums = self._held if number // _BLOCK % _HELD == _HELD - 1 else self._fitting
+        sums = self._held if _is_held(number) else self._fitting
         sums.add(rows, (aims - offset) / self._scale, again=last is not None)
 
     def _placed(self, target: NDArray[Any], given: Outputs) -> _Seen:
