@@ -159,9 +159,11 @@ class SplitSvd(Pass):
         for node in nodes:
             if node in ignored or (named and node not in named):
                 continue
-            site = site_of(node) if node.graph is model.graph else "it is in a branch, a loop or a function"
+            site = site_of(node)
             if isinstance(site, str):
                 reasons[node] = site
+            elif any(layer.node.graph is not model.graph for layer in site.layers):
+                reasons[node] = "it, or another layer of its weights, is in a branch, a loop or a function"
             elif not any(layer.node in ignored for layer in site.layers):
                 found.setdefault(site.layer.weight, site)
         for pattern, of_pattern in wanted.items():

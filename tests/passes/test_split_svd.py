@@ -379,6 +379,15 @@ def test_a_layer_in_a_branch_is_named() -> None:
     assert "in a branch" in messages(result, "SPLIT001")[0]
 
 
+def test_weights_that_a_branch_reads_too_stay_whole() -> None:
+    body = """agraph (float[2, 64] x, bool c) => (float[2, 64] y) { [outer] z = MatMul(x, w) y = If (c) <
+        then_branch = t () => (float[2, 64] a) { [inner] a = MatMul(z, w) },
+        else_branch = e () => (float[2, 64] b) { b = Identity(z) }> }"""
+    model = model_of(body, weights={"w": falling(64, 64, 0)})
+    _, result = split(model, "energy=0.9,speed=auto")
+    assert chosen(result) == {} and len(messages(result, "SPLIT001")) == 2
+
+
 def test_a_quantized_model_is_refused_with_the_right_order() -> None:
     body = """agraph (float[2, 4] x) => (float[2, 4] y) {
         q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) y = MatMul(d, w) }"""
