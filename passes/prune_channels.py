@@ -15,7 +15,7 @@ through attention a whole head. ``graphopt show MODEL --channels`` prints the gr
 
 With calibration data, units go in the order in which the layers that read them can make up for them, where the outputs
 of the network lose least for the cost that is saved; then every layer behind is refit, on what reaches it in the pruned
-network, to what the original gave. No labels are needed, and nothing is trained.
+network, to what the original gave. No labels are needed; layers are fit one or two at a time.
 
 Where the target is this machine, what was cut is timed: a network that is not faster gets its channels back, and a
 budget of latency is held against the time itself (``check``). A named target that is another machine switches that off,
