@@ -17,7 +17,10 @@ _PART = 16
 
 
 class Losses:
-    """Measures on the first ``samples`` samples. Outputs of floats tell, and where there is none those of integers."""
+    """Measures on the first ``samples`` samples. Outputs of floats tell, and where there is none those of integers.
+
+    Of probabilities, what they are made of tells: where one class is certain, probabilities hide large errors.
+    """
 
     def __init__(self, model: Model, runner: Traces, folder: Path, samples: int) -> None:
         self._outputs = _telling(model.graph.outputs)
@@ -51,10 +54,18 @@ class Losses:
 def _telling(outputs: Sequence[Value]) -> tuple[str, ...]:
     numbers = [value for value in outputs if isinstance(value.type, TensorType) and value.dtype not in _NO_NUMBERS]
     floats = [value for value in numbers if value.dtype is not None and value.dtype.is_floating_point()]
-    return tuple(str(value.name) for value in floats or numbers)
+    return tuple(dict.fromkeys(str(_raw(value).name) for value in floats or numbers))
 
 
 _NO_NUMBERS = (None, DataType.STRING)
+_SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid", "Tanh")
+
+
+def _raw(value: Value) -> Value:
+    """Return what probabilities are computed from, ``value`` itself where it is none."""
+    node = value.producer()
+    source = node.inputs[0] if node is not None and node.op_type in _SQUASHING and not node.domain else None
+    return value if source is None or source.producer() is None else source
 
 
 def _variance(arrays: Sequence[NDArray[np.float64]]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from graphopt.analysis.cost import Cost
 from graphopt.analysis.statistics import Gram
 from graphopt.ir import Editor, Model
+from graphopt.ir.query import shape_of
 from graphopt.lowrank.forms import Candidate, Split, Splitter
 from graphopt.lowrank.losses import Losses
 from graphopt.lowrank.rewrite import replace
@@ -24,11 +26,14 @@ from graphopt.pruning.route import resting_places
 _SHARES = (0.75, 0.5)
 """Of what share of a layer's parameters the outputs' loss is measured; between these the layer's own error tells."""
 
-_MEASURING = 1e12
+_MEASURING = 5e11
 """Multiply-accumulates that may be spent on measuring losses."""
 
-_FEWEST, _MOST = 8, 16
+_FEWEST, _MOST = 8, 64
 """Samples that they are measured on."""
+
+_LENGTH = 64
+"""What a size is taken for that the model leaves open: of a sequence mostly."""
 
 _WAVE = 400 << 20
 """Bytes of Gram matrices that are held at a time."""
@@ -155,7 +160,13 @@ def waves(sites: Sequence[Site]) -> Iterator[list[Site]]:
 
 
 def _samples(model: Model, sites: int) -> int:
-    macs = max(Cost.measure(model).total_macs, 1)
+    macs = max(Cost.measure(model).total_macs, 1) * math.prod(_LENGTH for _ in _unknown_sizes(model))
     # On average half of the network is run for each.
     wanted = _MEASURING / (0.5 * len(_SHARES) * macs * max(sites, 1))
     return int(np.clip(wanted, _FEWEST, _MOST))
+
+
+def _unknown_sizes(model: Model) -> set[str]:
+    """Return the symbolic sizes of inputs, other than that of the batch, which costs count as 1."""
+    shapes = [shape_of(value) or () for value in model.graph.inputs]
+    return {str(size) for shape in shapes for size in shape[1:] if not isinstance(size, int)}
