@@ -44,6 +44,9 @@ _ENOUGH = 0.99
 _ROWS, _DENSEST = 1 << 18, 256
 """Positions that a convolution is fit to, over all samples and of each; neighbouring ones tell little more."""
 
+_PART = 1 << 22
+"""Numbers that are added up at a time."""
+
 _PLENTY = 24
 """Positions for each weight of an output: half of the batches do where these have as many."""
 
@@ -197,22 +200,23 @@ class _Refitting:
 
         What the first round saw lies in ``folder`` for the next.
         """
-        stored: dict[int, Path] = {}
-        for number, seen in self._seen():
+        stored: list[tuple[Moments, Path]] = []
+        for sums, seen in self._parts():
             if any(not np.abs(array).max(initial=0.0) <= _LARGEST for array in seen):
                 raise _UnfitError("what it reads or is to give is not finite for all of the data")
-            self._add(number, seen, None)
+            self._add(sums, seen, None)
             if self._job.bounds is not None:
-                stored[number] = folder / f"seen-{number}.npy"
-                np.save(stored[number], np.concatenate([array.reshape(-1, array.shape[-1]) for array in seen]))
+                path = folder / f"seen-{len(stored)}.npy"
+                np.save(path, np.concatenate([array.reshape(-1, array.shape[-1]) for array in seen]))
+                stored.append((sums, path))
         if not self._positions:
             raise _UnfitError("none of the data reaches it")
         found = fit(self._fitting, self._held, self._weights, self._bias, centred=self._centred)
         for _ in range(_ROUNDS if stored else 0):
             self._fitting.forget_targets()
             self._held.forget_targets()
-            for number, path in stored.items():
-                self._add(number, self._again(np.load(path)), found)
+            for sums, path in stored:
+                self._add(sums, self._again(np.load(path)), found)
             after = fit(
                 self._fitting,
                 self._held,
@@ -224,7 +228,7 @@ class _Refitting:
             found = Fit(after.weights, after.bias, after.damping, found.before, after.after)
             if after.after > _ENOUGH * after.before:
                 break
-        for path in stored.values():
+        for _, path in stored:
             path.unlink()
         return found
 
@@ -232,6 +236,19 @@ class _Refitting:
         outputs = len(self._weights)
         rows, wanted, added = np.split(stored, [-2 * outputs, -outputs])
         return rows.reshape(len(self._fitting.inputs), -1, rows.shape[1]), wanted, added
+
+    def _parts(self) -> Iterator[tuple[Moments, _Seen]]:
+        """Yield what is seen in large parts, and what each is to be added to: much at a time is fast."""
+        waiting: dict[bool, list[_Seen]] = {False: [], True: []}
+        for number, seen in self._seen():
+            parts = waiting[_is_held(number)]
+            parts.append(seen)
+            if sum(array.size for part in parts for array in part) >= _PART:
+                yield self._held if _is_held(number) else self._fitting, _joined(parts)
+                parts.clear()
+        for held, parts in waiting.items():
+            if parts:
+                yield self._held if held else self._fitting, _joined(parts)
 
     def _seen(self) -> Iterator[tuple[int, _Seen]]:
         """Yield, with each batch's number, what the layer reads, what is wanted behind it and what is added there."""
@@ -260,7 +277,7 @@ class _Refitting:
         needed = 2 * _PLENTY * int(self._weights.shape[1])
         return self._positions * batches >= seen * needed
 
-    def _add(self, number: int, seen: _Seen, last: Fit | None) -> None:
+    def _add(self, sums: Moments, seen: _Seen, last: Fit | None) -> None:
         rows, wanted, added = seen
         offset = added + self._shift
         aims: NDArray[Any] = wanted
@@ -268,7 +285,6 @@ class _Refitting:
             weights = last.weights.astype(np.float32).reshape(len(rows), -1, rows.shape[1])
             now = (weights @ rows).reshape(aims.shape) + last.bias[:, None].astype(np.float32)
             aims = _unseen(aims, self._scale * now + offset, *self._job.bounds)
-        sums = self._held if _is_held(number) else self._fitting
         sums.add(rows, (aims - offset) / self._scale, again=last is not None)
 
     def _placed(self, target: NDArray[Any], given: Outputs) -> _Seen:
@@ -289,6 +305,13 @@ class _Refitting:
         if rows.shape[2] != wanted.shape[1]:
             raise _UnfitError(_RESIZED)
         return rows, wanted, apart
+
+
+def _joined(parts: list[_Seen]) -> _Seen:
+    if len(parts) == 1:
+        return parts[0]
+    rows, wanted, added = (np.concatenate(arrays, axis=-1) for arrays in zip(*parts, strict=True))
+    return rows, wanted, added
 
 
 def _unseen(aims: NDArray[Any], now: NDArray[Any], low: float, high: float) -> NDArray[Any]:

@@ -7,8 +7,8 @@ one that does best on samples held out, in each layer anew; then all samples are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,10 @@ DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 _FIRST = 2
 """Where the search for the best of them begins."""
 
-_PENDING = 1 << 22
-"""Numbers that are kept until they are multiplied: large sums take long to add up to."""
-
 
 @dataclass
 class Moments:
-    """Sums over ``count`` positions of x̂ x̂ᵀ [G, K, K], of t x̂ᵀ [G, O / G, K], of x̂ [G, K], t and t² [G, O / G].
-
-    What was added last may not be among them before :meth:`settle`.
-    """
+    """Sums over ``count`` positions of x̂ x̂ᵀ [G, K, K], of t x̂ᵀ [G, O / G, K], of x̂ [G, K], t and t² [G, O / G]."""
 
     inputs: Array
     cross: Array
@@ -40,7 +34,6 @@ class Moments:
     target_sum: Array
     target_square: Array
     count: int
-    _pending: list[tuple[Rows, Rows, bool]] = field(default_factory=list)
 
     @classmethod
     def zeros(cls, groups: int, outputs: int, width: int) -> Moments:
@@ -52,39 +45,24 @@ class Moments:
     def add(self, rows: Rows, targets: NDArray[Any], *, again: bool = False) -> None:
         """Add positions: ``rows`` [G, K, P] and ``targets`` [O, P]; ``again``: other targets of rows added before."""
         groups, _, count = rows.shape
-        self._pending.append((rows, np.asarray(targets, np.float32).reshape(groups, -1, count), again))
-        if sum(rows.size + targets.size for rows, targets, _ in self._pending) > _PENDING:
-            self.settle()
-
-    def settle(self) -> None:
-        """Add what waits to be added."""
-        pending, self._pending = self._pending, []
-        for again in (False, True):
-            parts = [(rows, targets) for rows, targets, twice in pending if twice is again]
-            if parts:
-                self._add(_joined([rows for rows, _ in parts]), _joined([targets for _, targets in parts]), again)
-
-    def _add(self, rows: Rows, wanted: Rows, again: bool) -> None:
+        wanted = np.asarray(targets, np.float32).reshape(groups, -1, count)
         if not again:
             for total, block in zip(self.inputs, rows, strict=True):
                 # Of two matrices, a product with the own transpose takes half the work.
                 total += block @ block.T
             self.input_sum += rows.sum(axis=2, dtype=np.float64)
-            self.count += rows.shape[2]
+            self.count += count
         self.cross += wanted @ rows.swapaxes(1, 2)
         self.target_sum += wanted.sum(axis=2, dtype=np.float64)
         self.target_square += np.square(wanted, dtype=np.float64).sum(axis=2)
 
     def forget_targets(self) -> None:
         """Take back what was added of targets."""
-        self.settle()
         for array in (self.cross, self.target_sum, self.target_square):
             array.fill(0.0)
 
     def __add__(self, other: Moments) -> Moments:
         """Return the sums over both."""
-        self.settle()
-        other.settle()
         return Moments(
             self.inputs + other.inputs,
             self.cross + other.cross,
@@ -96,7 +74,6 @@ class Moments:
 
     def means(self, centred: bool) -> Means:
         """Return the means, those of x̂ and t taken off the products where a bias can make up for them."""
-        self.settle()
         count = max(self.count, 1)
         first, wanted = self.input_sum / count, self.target_sum / count
         gram, cross, square = self.inputs / count, self.cross / count, self.target_square / count
@@ -105,10 +82,6 @@ class Moments:
             cross -= wanted[:, :, None] * first[:, None, :]
             square -= wanted**2
         return Means(gram, cross, square, first, wanted, centred)
-
-
-def _joined(parts: Sequence[Rows]) -> Rows:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +149,6 @@ def fit(
     ``fitting`` and ``held`` are sums over different samples; ``held`` may be empty, which takes the middle damping.
     Only ``damping`` is tried if it is given.
     """
-    held.settle()
     damping, before, after = _tried(fitting, held, weights, bias, centred, damping)
     if after >= before:
         return Fit(weights, bias, 0.0, before, before)

@@ -338,13 +338,14 @@ def test_half_of_much_data_does_where_that_has_plenty_of_positions(monkeypatch):
     monkeypatch.setattr(recovery, "_MUCH", 1)
     monkeypatch.setattr(route, "_BYTE", 0.0)  # there is a resting place before each layer
     seen: dict[object, set[int]] = {}
-    add = recovery._Refitting._add
+    batch_by_batch = recovery._Refitting._seen
 
-    def added(self: object, number: int, *rest: object) -> None:
-        seen.setdefault(self, set()).add(number)
-        add(self, number, *rest)
+    def noted(self):
+        for number, found in batch_by_batch(self):
+            seen.setdefault(self, set()).add(number)
+            yield number, found
 
-    monkeypatch.setattr(recovery._Refitting, "_add", added)
+    monkeypatch.setattr(recovery._Refitting, "_seen", noted)
     before = image_model("s = Conv(r, w2) y = Conv(s, w3)", w2=normal(4, 8, 1, 1), w3=normal(4, 4, 1, 1))
 
     found = recovered(before, batches(16, 16, x=(3, 8, 8)), ALL_LEFT)
