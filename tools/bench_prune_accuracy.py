@@ -82,15 +82,15 @@ def _metrics() -> ModuleType:
     return module
 
 
-def calibration(task: str) -> np.ndarray[Any, Any]:
-    """Return the calibration inputs of a task, float32[1024, 3, H, W]; what comes from one photo lies together."""
+def calibration(task: str, count: int = INPUTS) -> np.ndarray[Any, Any]:
+    """Return the calibration inputs of a task, float32[count, 3, H, W]; what comes from one photo lies together."""
     metrics = _metrics()
     if task == "cifar10":
-        images, _ = metrics.cifar_images(metrics.DATA / "cifar10_train4096.npz", INPUTS)
+        images, _ = metrics.cifar_images(metrics.DATA / "cifar10_train4096.npz", count)
         return np.asarray(metrics.cifar(images))
     rng = np.random.default_rng(0)
     photos = [index for index in range(1000) if index % 10 == 7]
-    counts = np.diff(np.linspace(0, INPUTS, len(photos) + 1).round().astype(int))
+    counts = np.diff(np.linspace(0, count, len(photos) + 1).round().astype(int))
     found = [
         _crops(metrics.DATA / "imagenet_1000" / f"{i:04d}.jpg", n, rng) for i, n in zip(photos, counts, strict=True)
     ]

@@ -14,13 +14,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from bench_prune_accuracy import calibration
 from bench_quantize_data import SHARED, Arrays, Task, all_tasks, module_of
 from bench_time import Stopwatch, in_turns
 from PIL import Image
@@ -30,7 +31,10 @@ from graphopt import io, zoo
 from graphopt.analysis.cost import Cost
 from graphopt.runtime import compare
 
-TUMOR = "tumor_vgg16"
+PHOTOS, TUMOR = "efficientnet_lite0", "tumor_vgg16"
+_CROPS = 300
+"""Crops of 100 photos, and their mirror images, that the first is calibrated on."""
+
 _EDGE, _CALIBRATION, _TEST = 240, range(7, 640, 20), range(3, 1000, 20)
 """Pixels of its photos, and the numbers of those that it is calibrated and compared on."""
 
@@ -52,7 +56,7 @@ class Case:
 CASES = (
     Case("minilm_l6_v2", "params=0.75,of=layers", drop=1.0),
     Case("minilm_l6_v2", "params=0.6,of=layers", drop=2.0),
-    Case("efficientnet_lite0", "macs=0.85,forms=matrix", drop=2.0),
+    Case(PHOTOS, "macs=0.85,of=layers,forms=matrix", drop=2.0),
     Case(TUMOR, "macs=0.5", sqnr=22.0, latency=0.65),
 )
 
@@ -93,6 +97,9 @@ def tasks() -> dict[str, Task]:
     """Return the tasks whose data are here, by name."""
     found = {task.name: task for task in all_tasks()}
     if (SHARED / "metrics.py").is_file():
+        found[PHOTOS] = replace(
+            found[PHOTOS], name=f"{PHOTOS}-crops", make_calibration=lambda: {"input": calibration("imagenet", _CROPS)}
+        )
         found[TUMOR] = Task(
             TUMOR,
             "-",
@@ -109,7 +116,7 @@ def unseen(name: str) -> Arrays:
     metrics = module_of(SHARED / "metrics.py")
     if name == TUMOR:
         return _photos(_TEST)
-    if name == "efficientnet_lite0":
+    if name == PHOTOS:
         return {"input": np.stack([metrics.photo(SHARED / f"data/imagenet_1000/{n:04d}.jpg") for n in _TEST])}
     data = np.load(SHARED / "data/wordnet.npz")
     ids, mask = (data[f"test_{kind}"][: len(_TEST)].astype(np.int64) for kind in ("ids", "mask"))
