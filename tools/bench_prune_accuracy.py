@@ -25,8 +25,10 @@ from PIL import Image
 
 import graphopt
 from graphopt import io
+from graphopt.analysis import AnalysisManager, Shapes
 from graphopt.analysis.cost import Cost
 from graphopt.calibration import random_inputs
+from graphopt.ir import Editor
 from graphopt.runtime import Session, bench
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -122,7 +124,7 @@ def measure(case: Case, samples: np.ndarray[Any, Any], pipeline: str) -> Record:
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         graphopt.optimize(before, output=bare, pipeline=pipeline.format(macs=case.macs, recover="false"), data=data)
-        costs = [Cost.measure(io.load(path)) for path in (before, after)]
+        costs = [_cost(path) for path in (before, after)]
         score = getattr(_metrics(), case.task)
         exact, pruned, without = (100 * float(score(_session(path), None)) for path in (before, after, bare))
         first, second = Session(before), Session(after)
@@ -139,6 +141,12 @@ def measure(case: Case, samples: np.ndarray[Any, Any], pipeline: str) -> Record:
         seconds=seconds,
         peak=peak,
     )
+
+
+def _cost(path: Path) -> Cost:
+    model = io.load(path)
+    AnalysisManager(Editor(model)).get(Shapes)
+    return Cost.measure(model)
 
 
 def _session(path: Path) -> Any:

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.analysis.patches import positions
-from graphopt.pruning.chain import Bounds, Floats, Stage, Through, forward, gradients
+from graphopt.ir.query import shape_of, static_shape
+from graphopt.pruning.chain import Bounds, Floats, Link, Stage, Through, forward, gradients
+from graphopt.pruning.jobs import data_of
 
-_STEPS, _FEWEST = 120, 30
-"""Steps, and how many tell whether what is held out gains by more."""
+_STEPS, _ROOM, _LOOK = 120, 60, 30
+"""Steps; with room for fewer than these nothing is tried; how many tell whether what is held out gains by more."""
 
 _RATE = 0.02
 """The length of the first step, as a share of the weights' root mean square; the last ones are shorter."""
@@ -29,7 +31,7 @@ _POSITIONS = 8192
 """Positions of the output that a step sees at least, where there are so many."""
 
 _WORK = 5e10
-"""Multiply-accumulates that may be spent on one chain; with room for few steps it is left alone."""
+"""Multiply-accumulates that may be spent on one chain."""
 
 _FIRST, _SECOND, _LEAST = 0.9, 0.99, 1e-20
 """How much of the gradient's moments stays from one step to the next; the least root of the second one."""
@@ -112,15 +114,12 @@ def tune(stages: Sequence[Stage], aim: Aim, seen: Seen) -> float:
     places = seen.fitting()
     if len(stages) < 2 or not places or not any(seen.held) or not seen.alike():
         return 1.0
-    size, macs = _work(stages, _mapped(seen.files[0][0]).shape)
-    count = min(len(places), -(-_POSITIONS // size))
-    steps = int(min(_STEPS, _WORK / (3 * macs * count)))
-    if steps < _FEWEST:
-        return 1.0
+    steps, count = _plan([stage.link for stage in stages], _mapped(seen.files[0][0]).shape)
+    count = min(len(places), count)
     before = _error(stages, aim, seen)
     old = [tensor.copy() for stage in stages for tensor in stage.tensors]
     for step, _ in enumerate(_descent(stages, aim, seen, places, steps, count), 1):
-        if step == _FEWEST and _error(stages, aim, seen) >= before:
+        if step == _LOOK and _error(stages, aim, seen) >= before:
             break
     after = _error(stages, aim, seen)
     if after < before:
@@ -130,15 +129,26 @@ def tune(stages: Sequence[Stage], aim: Aim, seen: Seen) -> float:
     return 1.0
 
 
-def _work(stages: Sequence[Stage], shape: Sequence[int]) -> tuple[int, int]:
-    """Return how many positions a sample has behind the chain that reads ``shape``, and its multiply-accumulates."""
+def is_worthwhile(chain: Sequence[Link]) -> bool:
+    """Tell whether there are several layers, of known sizes, and room for enough steps."""
+    shape = shape_of(data_of(chain[0].layer))
+    if len(chain) < 2 or shape is None:
+        return False
+    sizes = [size if isinstance(size, int) else 0 for size in shape]
+    return all(sizes[1:]) and _plan(chain, sizes)[0] >= _ROOM
+
+
+def _plan(chain: Sequence[Link], shape: Sequence[int]) -> tuple[int, int]:
+    """Return for how many steps there is room behind what has ``shape``, and of how many samples each is."""
     size, spatial, macs = math.prod(shape[1:-1]), tuple(shape[2:]), 0
-    for stage in stages:
-        if stage.link.unfold is not None:
-            spatial = positions(spatial, stage.link.unfold)
+    for link in chain:
+        if link.unfold is not None:
+            spatial = positions(spatial, link.unfold)
             size = math.prod(spatial)
-        macs += stage.weights.size * size
-    return max(size, 1), max(macs, 1)
+        macs += math.prod(static_shape(link.layer.weight) or ()) * size
+    count = -(-_POSITIONS // max(size, 1))
+    # A step goes through forwards once, and backwards twice: for the inputs and for the weights.
+    return int(min(_STEPS, _WORK / max(3 * macs * count, 1))), count
 
 
 def _error(stages: Sequence[Stage], aim: Aim, seen: Seen) -> float:

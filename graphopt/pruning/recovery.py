@@ -20,7 +20,7 @@ from graphopt.analysis.statistics import Gram
 from graphopt.ir import Editor, Model, Node
 from graphopt.pruning.chain import Link, Stage, chain_of
 from graphopt.pruning.jobs import Declined, Job, data_of, find_jobs
-from graphopt.pruning.joint import Aim, Seen, tune
+from graphopt.pruning.joint import Aim, Seen, is_worthwhile, tune
 from graphopt.pruning.matrices import bias_of, has_bias, rows_of, write_rows
 from graphopt.pruning.refit import Fit, Moments, fit
 from graphopt.pruning.relay import Outputs, Relay, Traces
@@ -104,10 +104,11 @@ def recover(
     jobs = find_jobs(pruned, frozenset(kept), declined, starts)
     most = min(_DENSEST, max(16, _ROWS // (runner.samples or _ROWS // _DENSEST)))
     chains = [chain_of(job, kept) if write is None else [] for job in jobs]
+    chains = [chain if chain and is_worthwhile(chain) else [] for chain in chains]
     stops = resting_places((original, pruned), _starts(jobs, chains))
     reports = []
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        relay = Relay(runner, (original, pruned), Path(folder), _SAMPLES)
+        relay = Relay(runner, (original, pruned), Path(folder), _together(runner.samples))
         for index, job in enumerate(jobs):
             stop = stops[index]
             if stop is not None:
@@ -124,7 +125,7 @@ def recover(
             else:
                 write(job, found, refitting.gram)
             chain = chains[index]
-            left = _fit_jointly(job, chain, relay, kept, edit, Path(folder)) if len(chain) > 1 else 1.0
+            left = _fit_jointly(job, chain, relay, kept, edit, Path(folder)) if chain else 1.0
             reports.append(Refit(job.layer.node.name or "", found.damping, found.before, found.after, left))
     return reports
 
@@ -166,6 +167,11 @@ def _fit_jointly(job: Job, chain: Sequence[Link], relay: Relay, kept: Kept, edit
 
 def _is_held(number: int) -> bool:
     return number // _BLOCK % _HELD == _HELD - 1
+
+
+def _together(samples: int | None) -> int:
+    """Return how many samples are run at a time: of few, so few that a block of batches can be held out."""
+    return _SAMPLES if samples is None else min(_SAMPLES, max(1, samples // (_HELD * _BLOCK)))
 
 
 _Seen = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]

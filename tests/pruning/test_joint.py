@@ -144,12 +144,12 @@ def test_what_is_right_already_stays_as_it_is(tmp_path: Path) -> None:
     assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_networks_too_large_for_the_steps_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chains_are_worth_it_where_there_is_room_for_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = [stage.link for stage in stages_of(token_model())]
+    assert joint.is_worthwhile(chain)
+    assert not joint.is_worthwhile(chain[1:])
     monkeypatch.setattr(joint, "_WORK", 1e3)
-    model = token_model()
-    stages = stages_of(model)
-    stages[0].weights[...] *= 1.1
-    assert tune(stages, AIM, seen_of(tmp_path, stages, stages_of(model))) == 1.0
+    assert not joint.is_worthwhile(chain)
 
 
 def test_recovery_does_better_than_one_layer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_recovery_does_better_than_one_layer_at_a_time(monkeypatch: pytest.Monke
     data, unseen = batches(32, 32, x=(6,)), batches(1, 512, seed=8, x=(6,))[0]
     gone = {"first": list(range(0, 24, 3))}
     together = recovered(model, data, gone)
-    monkeypatch.setattr(joint, "_STEPS", 0)
+    monkeypatch.setattr(joint, "_WORK", 1e3)
     alone = recovered(model, data, gone)
     assert together.refits[-1].left < 0.9
     assert alone.refits[-1].left == 1.0
