@@ -14,6 +14,8 @@ from graphopt.driver import Result, optimize
 from graphopt.errors import ModelError, UsageError
 from graphopt.ir import Model, nodes
 from graphopt.ir.interface import InterfaceEditor
+from graphopt.pruning import recovery
+from graphopt.pruning.refit import Fit, Moments
 from graphopt.runner import ModelRunner
 from graphopt.targets import find
 from graphopt.targets.host import host_target
@@ -206,6 +208,20 @@ def test_refitting_wins_back_what_earlier_layers_lose(rows: Path) -> None:
     refit, result = split(before, "ratio=0.25,align=4,ignore=third", rows)
     assert result.report()["notes"]["split-svd"]["refit"]
     assert sqnr(before, refit, test) > sqnr(before, bare, test) + 0.5
+
+
+def test_of_few_samples_too_some_are_held_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    np.savez(tmp_path / "few.npz", x=inputs(32, 0))
+    counts, fit = [], recovery.fit
+
+    def counted(fitting: Moments, held: Moments, *rest: Any, **more: Any) -> Fit:
+        held.settle()
+        counts.append(held.count)
+        return fit(fitting, held, *rest, **more)
+
+    monkeypatch.setattr(recovery, "fit", counted)
+    split(mlp(), "ratio=0.5,align=4", tmp_path / "few.npz")
+    assert counts and min(counts) >= 8
 
 
 def test_means_are_kept_without_refitting(rows: Path) -> None:
