@@ -215,7 +215,6 @@ def test_of_few_samples_too_some_are_held_out(monkeypatch: pytest.MonkeyPatch, t
     counts, fit = [], recovery.fit
 
     def counted(fitting: Moments, held: Moments, *rest: Any, **more: Any) -> Fit:
-        held.settle()
         counts.append(held.count)
         return fit(fitting, held, *rest, **more)
 
