@@ -41,6 +41,7 @@ from graphopt.lowrank.sites import Site, site_of
 from graphopt.lowrank.speed import Clock, Times, estimated
 from graphopt.lowrank.ways import Limits, Way, by_data, by_weights, why_blind
 from graphopt.pipeline import Changes, Pass, PassContext, option
+from graphopt.pruning.named import items
 from graphopt.pruning.selection import OutOfReachError
 from graphopt.quantization.guard import quantized_node
 from graphopt.quantization.half import is_named
@@ -137,7 +138,7 @@ class SplitSvd(Pass):
         return given[0] if given else "energy"
 
     def _forms(self) -> tuple[str, ...]:
-        names = FORMS if self.forms == "all" else tuple(_items(self.forms))
+        names = FORMS if self.forms == "all" else tuple(items(self.forms))
         for name in names:
             if name not in FORMS:
                 raise UsageError(
@@ -151,8 +152,8 @@ class SplitSvd(Pass):
     def _sites(self, model: Model, ctx: PassContext) -> list[Site]:
         """Return what may be split, with a remark on each layer that may not."""
         nodes = ctx.nodes(*_LAYERS)
-        ignored = {node for pattern in _items(self.ignore) for node in self._called(nodes, pattern, "ignore")}
-        wanted = {pattern: self._called(nodes, pattern, "only") for pattern in _items(self.only)}
+        ignored = {node for pattern in items(self.ignore) for node in self._called(nodes, pattern, "ignore")}
+        wanted = {pattern: self._called(nodes, pattern, "only") for pattern in items(self.only)}
         named = {node for of_pattern in wanted.values() for node in of_pattern}
         found: dict[Value, Site] = {}
         reasons: dict[Node, str] = {}
@@ -232,10 +233,6 @@ class SplitSvd(Pass):
 
 def _say_left(ctx: PassContext, node: Node, why: str) -> None:
     ctx.missed("SPLIT008", node, f"its weights are not refit: {why}")
-
-
-def _items(text: str) -> list[str]:
-    return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def _text(item: Candidate) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from graphopt.lowrank.costs import FORMS
 from graphopt.lowrank.forms import Candidate, Split
 from graphopt.lowrank.rewrite import replace
 from graphopt.lowrank.sites import Site, site_of
+from graphopt.quantization.measured import Timer
 
 WORTH = 0.97
 """A split that takes more than this share of its layer's time is not worth it: the rest may be noise."""
@@ -32,18 +32,6 @@ _REPEATS = 3
 
 _BYTE = 4.0
 """Multiply-accumulates that take the time of writing and reading a byte of an activation, from the cache mostly."""
-
-
-class Timer(Protocol):
-    """What of a runner is needed here; see :class:`graphopt.pipeline.runner.Runner`."""
-
-    def latency_ratio(self, reference: Model, candidate: Model, *, rounds: int = 20) -> float:
-        """Return the median of candidate's seconds over reference's."""
-        ...
-
-    def node_seconds(self, model: Model) -> dict[str, float]:
-        """Return the seconds of each kernel by the name of the node that it implements."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

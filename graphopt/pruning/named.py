@@ -13,7 +13,7 @@ def called(model: Model, patterns: str, where: str) -> set[Node]:
 
     Raises UsageError, in ``where``, for a pattern that names no node.
     """
-    return {node for pattern in _items(patterns) for node in _called(model, pattern, where)}
+    return {node for pattern in items(patterns) for node in _called(model, pattern, where)}
 
 
 def fractions(model: Model, text: str, where: str) -> dict[Node, float]:
@@ -22,7 +22,7 @@ def fractions(model: Model, text: str, where: str) -> dict[Node, float]:
     Raises UsageError, in ``where``, for what is no such thing and a pattern that names no node.
     """
     found: dict[Node, float] = {}
-    for item in _items(text):
+    for item in items(text):
         pattern, _, number = item.rpartition("=")
         try:
             share = float(number)
@@ -53,5 +53,6 @@ def _called(model: Model, pattern: str, where: str) -> list[Node]:
     return found
 
 
-def _items(text: str) -> list[str]:
+def items(text: str) -> list[str]:
+    """Return what commas separate, without blanks."""
     return [item.strip() for item in text.split(",") if item.strip()]
