@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.ir import DataType, Model, TensorType, Value
-from graphopt.pruning.relay import Relay, Traces
+from graphopt.pruning.relay import Relay
 from graphopt.pruning.route import Stop
-
-_PART = 16
-"""Samples that are run at a time."""
 
 
 class Losses:
-    """Measures on the first ``samples`` samples. Outputs of floats tell, and where there is none those of integers.
+    """Measures on the samples of ``relay``, whose only model is ``model`` and which has not moved yet.
 
-    Of probabilities, what they are made of tells: where one class is certain, probabilities hide large errors.
+    Outputs of floats tell, and where there is none those of integers. Of probabilities, what they are made of tells:
+    where one class is certain, probabilities hide large errors.
     """
 
-    def __init__(self, model: Model, runner: Traces, folder: Path, samples: int) -> None:
+    def __init__(self, model: Model, relay: Relay) -> None:
         self._outputs = _telling(model.graph.outputs)
-        self._relay = Relay(runner, (model,), folder, _PART, samples)
-        runs = self._relay.run([self._outputs]) if self._outputs else ()
-        self._exact = [[np.array(found[0][name], np.float64) for name in self._outputs] for found in runs]
+        self._relay = relay
+        runs = relay.run([self._outputs]) if self._outputs else ()
+        self._exact = [[np.array(found[name], np.float64) for name in self._outputs] for _, (found,) in runs]
         self._power = [_variance([batch[index] for batch in self._exact]) for index in range(len(self._outputs))]
 
     @property
@@ -44,9 +41,9 @@ class Losses:
         It has the values rested on, by their names. What is not finite any more counts as all lost.
         """
         total, count = np.zeros(len(self._outputs)), np.zeros(len(self._outputs))
-        for found, exact in zip(self._relay.run([self._outputs], (changed,)), self._exact, strict=True):
+        for (_, (found,)), exact in zip(self._relay.run([self._outputs], (changed,)), self._exact, strict=True):
             for index, name in enumerate(self._outputs):
-                total[index] += _error(np.asarray(found[0][name], np.float64), exact[index], self._power[index])
+                total[index] += _error(np.asarray(found[name], np.float64), exact[index], self._power[index])
                 count[index] += exact[index].size
         return float(np.mean(total / np.maximum(count, 1) / np.where(self._power, self._power, 1.0)))
 

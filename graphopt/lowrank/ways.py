@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +19,7 @@ from graphopt.lowrank.sites import Site, site_of
 from graphopt.pruning.budget import alignment
 from graphopt.pruning.effects import Runs
 from graphopt.pruning.matrices import WIDEST
+from graphopt.pruning.relay import Relay
 from graphopt.pruning.route import resting_places
 
 _SHARES = (0.75, 0.5)
@@ -28,6 +27,9 @@ _SHARES = (0.75, 0.5)
 
 _MEASURING = 5e11
 """Multiply-accumulates that may be spent on measuring losses."""
+
+_PART = 16
+"""Samples that are run at a time."""
 
 _FEWEST, _MOST = 8, 64
 """Samples that they are measured on."""
@@ -77,8 +79,8 @@ def by_data(model: Model, sites: Sequence[Site], limits: Limits, runner: Runs) -
     in_order = [sites[index] for index in order]
     stops = resting_places((model,), [site.layer.node for site in in_order])
     found: list[list[Way]] = []
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        losses = Losses(model, held, Path(folder), _samples(model, len(sites)))
+    with Relay(held, (model,), _PART, _samples(model, len(sites))) as relay:
+        losses = Losses(model, relay)
         for wave in waves(in_order):
             grams = collect(model, wave, fitting)
             for site in wave:

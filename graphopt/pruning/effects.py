@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
@@ -105,26 +103,23 @@ def waves(groups: Sequence[Group]) -> Iterator[list[Group]]:
 
 
 class Effects:
-    """Measures what cuts do to the outputs of ``model``, on the first ``samples`` samples.
+    """Measures what cuts do to the outputs of ``model``, the only one of ``relay``, which has not moved yet.
 
     Outputs of floats tell, and where there is none those of other numbers.
     """
 
-    def __init__(self, model: Model, runner: Traces, folder: Path, samples: int) -> None:
+    def __init__(self, model: Model, relay: Relay) -> None:
         self._model = model
         self._outputs = _telling(model.graph.outputs)
-        self._relay = Relay(runner, (model,), folder, _PART, samples)
-        self._exact = [found[0] for found in self._copied(self._relay.run([self._outputs]))]
+        self._relay = relay
+        runs = relay.run([self._outputs])
+        self._exact = [{name: np.array(array) for name, array in found.items()} for _, (found,) in runs]
         self._power = {name: _variance([item[name] for item in self._exact]) for name in self._outputs}
 
     @property
     def can_tell(self) -> bool:
         """Whether the model has an output of numbers."""
         return bool(self._outputs)
-
-    def _copied(self, runs: Iterator[tuple[Outputs, ...]]) -> Iterator[tuple[Outputs, ...]]:
-        for found in runs:
-            yield tuple({name: np.array(array) for name, array in item.items()} for item in found)
 
     def rest(self, stop: Stop) -> None:
         """Run everything from here on from ``stop``."""
@@ -137,8 +132,8 @@ class Effects:
         """
         copy, settings = _opened(self._model, cuts)
         total = {name: np.zeros(len(settings)) for name in self._outputs}
-        for number, (found,) in enumerate(self._relay.run([self._outputs], (copy,), settings)):
-            batch, place = divmod(number, len(settings))
+        for place, (batch, (found,)) in enumerate(self._relay.run([self._outputs], (copy,), settings)):
+            place %= len(settings)
             for name in self._outputs:
                 total[name][place] += _squared_error(found[name], self._exact[batch][name], self._power[name])
         count = {name: sum(item[name].size for item in self._exact) for name in self._outputs}
@@ -211,8 +206,8 @@ def rank(model: Model, groups: Sequence[Group], runner: Runs, *, samples: int) -
     starts = [min((use.node for use in readers_in(group)), key=place.__getitem__) for group in in_order]
     stops = dict(zip((group.index for group in in_order), resting_places((model,), starts), strict=True))
     fitting, held = runner.folds()
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        effects = Effects(model, held, Path(folder), samples)
+    with Relay(held, (model,), _PART, samples) as relay:
+        effects = Effects(model, relay)
         for bundle in waves(in_order):
             requests = dict.fromkeys(LayerMatrix.of(use.node).gram() for group in bundle for use in readers_in(group))
             statistics = fitting.collect(model, list(requests))

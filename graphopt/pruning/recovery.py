@@ -107,13 +107,17 @@ def recover(
     chains = [chain if chain and is_worthwhile(chain) else [] for chain in chains]
     stops = resting_places((original, pruned), _starts(jobs, chains))
     reports = []
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        relay = Relay(runner, (original, pruned), Path(folder), _together(runner.samples))
+    with (
+        tempfile.TemporaryDirectory(prefix="graphopt-") as folder,
+        Relay(runner, (original, pruned), _together(runner.samples)) as relay,
+    ):
         for index, job in enumerate(jobs):
             stop = stops[index]
             if stop is not None:
                 relay.move(stop)
-            refitting = _Refitting(job, relay, kept, most)
+            # What the original gives there does not hang on how this layer is fit.
+            following = next((later[0] for later in stops[index + 1 :] if later is not None), ())
+            refitting = _Refitting(job, relay, kept, most, following)
             try:
                 found = _alive(job, refitting.run(Path(folder)))
             except _UnfitError as error:
@@ -143,7 +147,7 @@ def _fit_jointly(job: Job, chain: Sequence[Link], relay: Relay, kept: Kept, edit
     result, data = str(job.result.name), str(data_of(chain[0].layer).name)
     wanted = [(result,), (data, *(str(other.name) for other in job.others))]
     files, held = list[tuple[Path, Path, Path]](), list[bool]()
-    for number, (target, given) in enumerate(relay.run(wanted)):
+    for number, (target, given) in relay.run(wanted):
         aims = target[result]
         for axis, places in kept.get(result, {}).items():
             aims = np.take(aims, places, axis)
@@ -179,11 +183,15 @@ _Seen = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 
 class _Refitting:
-    """Fits one layer, at no more than ``most`` positions of a sample."""
+    """Fits one layer, at no more than ``most`` positions of a sample.
 
-    def __init__(self, job: Job, relay: Relay, kept: Kept, most: int) -> None:
+    ``following`` names what of the original the relay will rest on next.
+    """
+
+    def __init__(self, job: Job, relay: Relay, kept: Kept, most: int, following: Sequence[str]) -> None:
         self._job = job
         self._relay = relay
+        self._following = following
         self._kept = kept.get(str(job.result.name), {})
         self._unfold = None if job.unfold is None else replace(job.unfold, most=most)
         scale = np.where(np.abs(job.scale) < _least(job.scale), 1.0, job.scale)
@@ -193,7 +201,7 @@ class _Refitting:
         groups = self._unfold.groups if self._unfold is not None else 1
         sizes = (groups, len(self._weights) // groups, self._weights.shape[1])
         self._fitting, self._held = Moments.zeros(*sizes), Moments.zeros(*sizes)
-        self._positions, self._bytes = 0, 0
+        self._batches, self._positions, self._bytes = 0, 0, 0
 
     @property
     def gram(self) -> Gram:
@@ -260,24 +268,22 @@ class _Refitting:
         """Yield, with each batch's number, what the layer reads, what is wanted behind it and what is added there."""
         result, data = str(self._job.result.name), str(self._job.data.name)
         wanted = [(result,), (data, *(str(other.name) for other in self._job.others))]
-        numbers: list[int] = []
 
         def is_needed(number: int) -> bool:
-            needed = number % _BLOCK < _BLOCK // 2 or not self._are_plenty(len(numbers))
-            numbers.extend([number] if needed else [])
-            return needed
+            return number % _BLOCK < _BLOCK // 2 or not self._are_plenty()
 
-        runs = self._relay.run(wanted, only=None if self._relay.batches is None else is_needed)
-        for count, (target, given) in enumerate(runs):
+        only = None if self._relay.batches is None else is_needed
+        for number, (target, given) in self._relay.run(wanted, only=only, ahead=(self._following, ())):
             seen = self._placed(target[result], given)
+            self._batches += 1
             self._positions += seen[1].shape[1]
             self._bytes += given[data].nbytes + target[result].nbytes
             if seen[1].size:
-                yield numbers[-1] if numbers else count, seen
+                yield number, seen
 
-    def _are_plenty(self, seen: int) -> bool:
-        """Tell whether there is much to run, and half of it has as many positions as it takes, by what was ``seen``."""
-        batches = self._relay.batches
+    def _are_plenty(self) -> bool:
+        """Tell whether there is much to run, and half of it has as many positions as it takes, by what was seen."""
+        batches, seen = self._relay.batches, self._batches
         if not batches or not seen or self._bytes * batches < seen * _MUCH:
             return False
         needed = 2 * _PLENTY * int(self._weights.shape[1])

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.pruning.inverse import inverse
+
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -173,8 +175,6 @@ def _inverse_of(reader: Reader, order: IntArray) -> NDArray[Any]:
     ridge = np.where(mean > 0, mean * damping, 1.0)[:, None]
     single = len(order) >= _WIDE and len(order) <= _CONDITION * damping
     number = np.arange(len(order))
-    gram: NDArray[Any] = reader.gram.astype(np.float32 if single else np.float64)
-    if not np.array_equal(order, number):
-        gram = gram[:, order[:, None], order]
+    gram = reader.gram.copy() if np.array_equal(order, number) else reader.gram[:, order[:, None], order]
     gram[:, number, number] += ridge
-    return np.linalg.inv(gram)
+    return inverse(gram, np.float32 if single else np.float64)

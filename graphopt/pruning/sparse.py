@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.pruning.inverse import inverse
+
 Real = NDArray[Any]
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -136,8 +138,8 @@ def activation_scores(w: Real, gram: Real) -> Array:
 def refit_scores(w: Real, gram: Real) -> Array:
     """Return w² / (G⁻¹)ⱼⱼ [O, K], what each of ``w`` alone costs once all others are refit; ``gram`` as there."""
     second, weights = _grouped(w, gram)
-    inverse = np.linalg.inv(_damped(second, DAMPING))
-    return np.asarray(weights**2 / np.diagonal(inverse, axis1=1, axis2=2)[:, None]).reshape(w.shape)
+    left = inverse(_damped(second, DAMPING))
+    return np.asarray(weights**2 / np.diagonal(left, axis1=1, axis2=2)[:, None]).reshape(w.shape)
 
 
 def shares(scores: Sequence[Array], pattern: Pattern, places: Sequence[int], share: float) -> list[float]:
@@ -169,9 +171,9 @@ def select(w: Real, gram: Real, pattern: Pattern, places: int, share: float, *, 
     sparse = (weights * scale).astype(np.float32)
     pulled, dual, stays = sparse @ unit, np.zeros_like(sparse), np.ones(w.shape, np.bool_)
     for tightness in np.array(_TIGHTNESS, np.float32):
-        inverse = np.linalg.inv(unit + tightness * np.eye(unit.shape[-1], dtype=np.float32))
+        solver = inverse(unit + tightness * np.eye(unit.shape[-1]), np.float32)
         for _ in range(_TURNS):
-            near = (pulled + tightness * (sparse - dual)) @ inverse + dual
+            near = (pulled + tightness * (sparse - dual)) @ solver + dual
             stays = pattern.chosen((near * near).reshape(w.shape), places, share)
             sparse = near * stays.reshape(near.shape)
             dual = near - sparse

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from graphopt import io
 from graphopt.calibration.datasets import dataset_from_feeds
 from graphopt.ir import Editor, Model
 from graphopt.lowrank.losses import Losses
+from graphopt.pruning.relay import Relay
 from graphopt.runner import ModelRunner
 from graphopt.runtime import Session
 from tests.helpers import clone, model_of, run
@@ -28,9 +30,11 @@ def scaled(model: Model, factor: float) -> Model:
     return copy
 
 
-def losses(model: Model, folder: Path, samples: int = 100) -> Losses:
+@contextmanager
+def losses(model: Model, samples: int = 100) -> Iterator[Losses]:
     data = dataset_from_feeds(DATA, Session(io.to_proto(model).SerializeToString()).inputs)
-    return Losses(model, ModelRunner(data), folder, samples)
+    with Relay(ModelRunner(data), (model,), 16, samples) as relay:
+        yield Losses(model, relay)
 
 
 def share_lost(factor: float) -> float:
@@ -40,19 +44,21 @@ def share_lost(factor: float) -> float:
 
 
 @pytest.mark.parametrize("body", [PLAIN, SQUASHED])
-def test_the_loss_is_the_mean_squared_error_as_a_share_of_the_variance(body: str, tmp_path: Path) -> None:
+def test_the_loss_is_the_mean_squared_error_as_a_share_of_the_variance(body: str) -> None:
     """Before a Softmax: behind it, a sharper one would be another loss."""
     model = model_of(body, weights={"w": WEIGHTS})
-    found = losses(model, tmp_path)
-    assert found.of(model) == 0
-    assert found.of(scaled(model, 1.5)) == pytest.approx(share_lost(1.5), rel=1e-4)
+    with losses(model) as found:
+        assert found.of(model) == 0
+        assert found.of(scaled(model, 1.5)) == pytest.approx(share_lost(1.5), rel=1e-4)
 
 
-def test_what_is_not_finite_any_more_is_all_lost(tmp_path: Path) -> None:
+def test_what_is_not_finite_any_more_is_all_lost() -> None:
     model = model_of(PLAIN, weights={"w": WEIGHTS})
-    assert losses(model, tmp_path).of(scaled(model, np.nan)) == pytest.approx(1.0)
+    with losses(model) as found:
+        assert found.of(scaled(model, np.nan)) == pytest.approx(1.0)
 
 
-def test_a_model_without_numbers_tells_nothing(tmp_path: Path) -> None:
+def test_a_model_without_numbers_tells_nothing() -> None:
     model = model_of("agraph (float[N, 8] x, string[1] s) => (string[1] y) { y = Identity(s) }")
-    assert not Losses(model, ModelRunner(None), tmp_path, 4).can_tell
+    with Relay(ModelRunner(None), (model,), 16) as relay:
+        assert not Losses(model, relay).can_tell

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from graphopt.calibration.sessions import session_of
 from graphopt.ir import Editor, Model
 from graphopt.pruning.effects import Changed, Effects
 from graphopt.pruning.matrices import bias_of, layer_of, rows_of, write_rows
+from graphopt.pruning.relay import Relay
 from graphopt.runner import ModelRunner
 from tests.helpers import clone, model_of, run
 
@@ -72,29 +72,31 @@ def brute(model: Model, changed: Changed) -> float:
 
 @pytest.mark.parametrize("stop", [None, ("r",)])
 @pytest.mark.parametrize("reader", READERS)
-def test_losses_are_those_of_the_network_written_anew(tmp_path: Path, reader: str, stop: tuple[str] | None):
+def test_losses_are_those_of_the_network_written_anew(reader: str, stop: tuple[str] | None):
     model = net(READERS[reader])
     runner = ModelRunner(dataset_from_arrays({"x": X}, session_of(model).inputs, batch=7))
-    effects = Effects(model, runner, tmp_path, 4096)
-    if stop is not None:
-        effects.rest((stop,))
     before = clone(model)
     cuts = [cut(model) for _ in range(3)]
 
-    found = effects.losses(cuts)
+    with Relay(runner, (model,), 16) as relay:
+        effects = Effects(model, relay)
+        if stop is not None:
+            effects.rest((stop,))
+        found = effects.losses(cuts)
 
     assert cuts[0]
     np.testing.assert_allclose(found, [brute(model, changed) for changed in cuts], rtol=1e-4)
     np.testing.assert_array_equal(run(model, {"x": X})[0], run(before, {"x": X})[0])
 
 
-def test_nothing_is_lost_by_the_weights_that_layers_have(tmp_path: Path):
+def test_nothing_is_lost_by_the_weights_that_layers_have():
     model = net(READERS["Gemm"])
     runner = ModelRunner(dataset_from_arrays({"x": X}, session_of(model).inputs, batch=7))
     gemm = next(node for node in model.graph if node.op_type == "Gemm")
     layer = layer_of(gemm)
     assert layer is not None
 
-    (found,) = Effects(model, runner, tmp_path, 4096).losses([{gemm: (rows_of(layer), bias_of(layer))}])
+    with Relay(runner, (model,), 16) as relay:
+        (found,) = Effects(model, relay).losses([{gemm: (rows_of(layer), bias_of(layer))}])
 
     assert found < 1e-10

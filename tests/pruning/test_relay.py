@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import ExitStack, closing
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from graphopt.calibration import dataset_from_arrays
 from graphopt.calibration.sessions import session_of
 from graphopt.ir import Editor, Model
 from graphopt.pruning.relay import Relay
+from graphopt.pruning.stored import Stored
 from graphopt.runner import ModelRunner
 from tests.helpers import clone, model_of
 from tests.pruning.recovered import batches
@@ -45,17 +46,24 @@ def feeds(size: int = 32) -> list:
 
 
 def gathered(runs, name: str, model: int = 0) -> np.ndarray:
-    return np.concatenate([np.array(found[model][name]) for found in runs])
+    return np.concatenate([np.array(found[model][name]) for _, found in runs])
 
 
-def relay(folder: Path, *models: Model, limit: int | None = None) -> Relay:
-    arrays = {name: np.concatenate([feed[name] for feed in feeds()]) for name in ("x", "add")}
-    return Relay(ModelRunner(dataset_from_arrays(arrays, session_of(models[0]).inputs)), models, folder, 4, limit)
+@pytest.fixture
+def relay():
+    with ExitStack() as open_ones:
+
+        def make(*models: Model, limit: int | None = None) -> Relay:
+            arrays = {name: np.concatenate([feed[name] for feed in feeds()]) for name in ("x", "add")}
+            runner = ModelRunner(dataset_from_arrays(arrays, session_of(models[0]).inputs))
+            return open_ones.enter_context(Relay(runner, models, 4, limit))
+
+        yield make
 
 
-def test_from_every_resting_place_it_gives_the_same(tmp_path: Path) -> None:
+def test_from_every_resting_place_it_gives_the_same(relay) -> None:
     one, other = net(), net()
-    running = relay(tmp_path, one, other)
+    running = relay(one, other)
     wanted = [gathered(running.run([("y",), ("y",)]), "y", model) for model in (0, 1)]
 
     for place in (("h", "add"), ("h", "k", "add"), ("f", "add"), ("f", "i")):
@@ -68,20 +76,79 @@ def test_from_every_resting_place_it_gives_the_same(tmp_path: Path) -> None:
     )
 
 
-def test_files_of_the_last_resting_place_alone_are_kept(tmp_path: Path) -> None:
-    running = relay(tmp_path, net())
+def test_what_is_stored_of_places_left_behind_is_dropped(relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, closed = [], []
+    init, close = Stored.__init__, Stored.close
+    monkeypatch.setattr(Stored, "__init__", lambda self: (made.append(self), init(self))[1])
+    monkeypatch.setattr(Stored, "close", lambda self: (closed.append(self), close(self))[1])
+    running = relay(net())
 
-    for place in (("h", "add"), ("f", "add")):
+    for place in (("h", "add"), ("f", "add"), ("f", "i")):
         running.move((place,))
-        assert len(list(tmp_path.iterdir())) == 5 * len(place)
+
+    assert len(made) == 4, "a value that both places have is stored once"
+    assert len(closed) == 2
 
 
-def test_others_may_run_in_the_place_of_the_models(tmp_path: Path) -> None:
+def test_what_a_run_gave_ahead_is_not_run_again(relay) -> None:
+    one, other = net(), net()
+    running = relay(one, other)
+    running.move((("h", "add"), ("h", "add")))
+    wanted = gathered(running.run([("f", "i"), ()]), "f")
+
+    for _ in running.run([("k",), ("h",)], only=lambda number: number % 2 == 0, ahead=(("f", "add"), ())):
+        pass
+    again = [number for number, _ in running.run([("f",), ()], only=lambda number: number % 2 == 0)]
+    traced = counted(running)
+    running.move((("f", "add"), ("h", "add")))
+
+    assert again == [0, 2, 4]
+    assert traced == [1, 3]
+    np.testing.assert_array_equal(gathered(running.run([("f",), ()]), "f"), wanted)
+
+
+def counted(running: Relay) -> list[int]:
+    """Return a list to which the numbers of batches are added that are run from now on."""
+    numbers: list[int] = []
+    run = running.run
+
+    def noted(*args, **kwargs):
+        for number, found in run(*args, **kwargs):
+            numbers.append(number)
+            yield number, found
+
+    running.run = noted
+    return numbers
+
+
+def test_only_what_is_needed_is_read(relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    read = Stored.read
+    monkeypatch.setattr(
+        Stored, "read", lambda self, number: (found := read(self, number), shapes.append(found.shape))[0]
+    )
+    running = relay(net())
+    running.move((("h", "k", "add"),))
+
+    list(running.run([("m",)], only=lambda number: number == 0))
+
+    assert shapes == [(4, 8, 32, 32)], "k alone"
+
+
+@pytest.mark.parametrize("array", [np.ones((), bool), np.zeros((0, 3)), np.arange(6, dtype=np.int64).reshape(2, 3).T])
+def test_arrays_come_back_as_they_were_stored(array: np.ndarray) -> None:
+    with closing(Stored()) as stored:
+        stored.write(3, np.ones(5))
+        stored.write(7, array)
+        np.testing.assert_array_equal(stored.read(7), array, strict=True)
+
+
+def test_others_may_run_in_the_place_of_the_models(relay) -> None:
     model = net()
     changed = clone(model)
     AnalysisManager(Editor(changed)).get(Shapes)
     Editor(changed).set_weight(changed.graph.initializers["v"], np.zeros((8, 10), np.float32))
-    running = relay(tmp_path, model)
+    running = relay(model)
     running.move((("f", "add"),))
 
     found = gathered(running.run([("y",)], models=(changed,)), "y")
@@ -90,7 +157,7 @@ def test_others_may_run_in_the_place_of_the_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rest", [False, True])
-def test_every_batch_is_run_for_each_setting(tmp_path: Path, rest: bool) -> None:
+def test_every_batch_is_run_for_each_setting(relay, rest: bool) -> None:
     """Settings are for inputs that neither the data nor a resting place has."""
     model = net()
     ready = model_of(
@@ -99,27 +166,27 @@ def test_every_batch_is_run_for_each_setting(tmp_path: Path, rest: bool) -> None
         }"""
     )
     AnalysisManager(Editor(ready)).get(Shapes)
-    running = relay(tmp_path, model)
+    running = relay(model)
     running.move((("f", "add"),))
     whole = gathered(running.run([("f",)]), "f")
     settings = [{"factor": np.float32(1)}, {"factor": np.float32(3)}]
     if not rest:
-        running = relay(tmp_path, model)
+        running = relay(model)
         ready = model_of(
             "g (float[N, 3, 32, 32] x, float[N] add, float factor) => (float[N] y) { y = Mul(add, factor) }"
         )
         whole = np.concatenate([feed["add"] for feed in feeds()])
 
-    found = [np.array(values["y"]) for (values,) in running.run([("y",)], models=(ready,), settings=settings)]
+    found = [np.array(values["y"]) for _, (values,) in running.run([("y",)], models=(ready,), settings=settings)]
 
     assert len(found) == 10
     np.testing.assert_allclose(np.concatenate(found[0::2]), whole)
     np.testing.assert_allclose(np.concatenate(found[1::2]), 3 * whole)
 
 
-def test_no_more_samples_are_run_than_asked_for(tmp_path: Path) -> None:
-    running = relay(tmp_path, net(), limit=6)
+def test_no_more_samples_are_run_than_asked_for(relay) -> None:
+    running = relay(net(), limit=6)
 
-    assert [len(found["y"]) for (found,) in running.run([("y",)])] == [4, 2]
+    assert [len(found["y"]) for _, (found,) in running.run([("y",)])] == [4, 2]
     running.move((("f", "add"),))
-    assert [len(found["y"]) for (found,) in running.run([("y",)])] == [4, 2]
+    assert [len(found["y"]) for _, (found,) in running.run([("y",)])] == [4, 2]
