@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +33,8 @@ _TIMED_SECONDS = 0.5
 """How long two models take turns at least: those of a millisecond need hundreds of turns for one percent."""
 _WARM_UP = 2
 
+_TOGETHER = 4
+"""Batches that are run at the same time at most: what each gives takes memory."""
 
 _FOLDS, _BLOCKS = 4, 32
 """One of so many parts of the data is held out, taken from so many places."""
@@ -150,11 +154,23 @@ class ModelRunner:
         UsageError without data, ModelError and TargetError.
         """
         tapped = [Tapped(tap.model, tap.wanted, tap.given) for tap in taps]
-        sessions = [item.session(floats=False) for item in tapped]
-        for batch in self._parts(len(taps), samples, limit) if feeds is None else feeds:
-            yield tuple(
-                _wanted(item, session, arrays) for item, session, arrays in zip(tapped, sessions, batch, strict=True)
-            )
+        together = min(core_count(), _TOGETHER)
+        sessions = [item.session(floats=False, threads=core_count() // together) for item in tapped]
+
+        def run(batch: Sequence[Outputs]) -> tuple[Outputs, ...]:
+            pairs = zip(tapped, sessions, batch, strict=True)
+            return tuple(_wanted(item, session, arrays) for item, session, arrays in pairs)
+
+        batches = self._parts(len(taps), samples, limit) if feeds is None else feeds
+        # Several batches, each on few threads, take less time than one after the other on all.
+        with ThreadPoolExecutor(together) as pool:
+            running: deque[Future[tuple[Outputs, ...]]] = deque()
+            for batch in batches:
+                running.append(pool.submit(run, batch))
+                if len(running) > together:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
 
     def _parts(self, count: int, samples: int | None, limit: int | None) -> Iterator[Sequence[Outputs]]:
         data, done = self._data(), 0

@@ -15,7 +15,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,11 +171,12 @@ class _Pass:
     def statistics(self) -> Statistics:
         """Go through the data. On Ctrl-C what was done is kept in the cache."""
         saved = None if self._store is None else self._store.load()
-        if saved is not None and self._store is not None and not self._run(saved):
-            self._store.remark("CALIB005", "the cache file is ignored: it was made from other data")
-            saved = None
-        if saved is None:
-            self._run(None)
+        with ThreadPoolExecutor(min(core_count(), _MOST_THREADS)) as pool:
+            if saved is not None and self._store is not None and not self._run(saved, pool):
+                self._store.remark("CALIB005", "the cache file is ignored: it was made from other data")
+                saved = None
+            if saved is None:
+                self._run(None, pool)
         return self._result()
 
     def _result(self) -> Statistics:
@@ -192,7 +193,7 @@ class _Pass:
         self._done = 0 if saved is None else saved.batches
         self._digest = "" if saved is None else saved.digest
 
-    def _run(self, saved: Saved | None) -> bool:
+    def _run(self, saved: Saved | None, pool: Executor) -> bool:
         """Run what ``saved`` does not cover yet; False when the data are not those that it was made from."""
         self._start(saved)
         covered, digest, number = self._done, DataHash(), 0
@@ -206,7 +207,7 @@ class _Pass:
                 if number > covered:
                     with deferred_interrupt():
                         self._torn = True
-                        self._add_batch(feeds, first)
+                        self._add_batch(feeds, first, pool)
                         self._done, self._digest = number, digest.hexdigest()
                         self._torn = False
                 self._progress(number, self._count())
@@ -237,16 +238,16 @@ class _Pass:
         total = self._data.length()
         return None if total is None else len(range(self._shard[0], total, self._shard[1]))
 
-    def _add_batch(self, feeds: Feeds, first: int) -> None:
+    def _add_batch(self, feeds: Feeds, first: int, pool: Executor) -> None:
         for part in self._data.split(feeds, self._group.part):
             samples = samples_of(part)
-            self._add(part, _Place(self._data.source, first, samples))
+            self._add(part, _Place(self._data.source, first, samples), pool)
             first += samples
         for items in self._observers.values():
             for _, item in items:
                 item.end_batch()
 
-    def _add(self, feeds: Feeds, place: _Place) -> None:
+    def _add(self, feeds: Feeds, place: _Place, pool: Executor) -> None:
         if self._session is None:
             self._session = self._group.tapped.session()
         computed: dict[str, Any] = {}
@@ -254,13 +255,13 @@ class _Pass:
             accepted = {name: array for name, array in feeds.items() if name in self._session.accepts}
             computed = self._session.run(accepted, share=True)
         # One thread has all of a value, so that the order of sums does not depend on the number of threads.
-        with ThreadPoolExecutor(min(core_count(), _MOST_THREADS)) as pool:
-            jobs = [
-                pool.submit(_observe, name, computed[name] if name in computed else feeds.get(name), items, place)
-                for name, items in self._observers.items()
-            ]
-            for job in jobs:
-                job.result()
+        jobs = [
+            pool.submit(_observe, name, computed[name] if name in computed else feeds.get(name), items, place)
+            for name, items in self._observers.items()
+        ]
+        wait(jobs)
+        for job in jobs:
+            job.result()
 
 
 def _observe(name: str, value: Any, items: list[tuple[Request, Observer]], place: _Place) -> None:

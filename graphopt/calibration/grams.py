@@ -53,12 +53,13 @@ class GramSum:
                 self._sum(block)
                 continue
             self._pending.append(block.copy())
-            if sum(part.size for part in self._pending) >= _BUFFER:
+            if sum(part.size for part in self._pending) >= max(_BUFFER, groups * size * size // 2):
                 self._settle()
 
     def _sum(self, block: NDArray[np.float32]) -> None:
         assert self._matrix is not None and self._total is not None
-        self._matrix += np.matmul(block, block.swapaxes(1, 2))
+        product = _workspace(self._matrix.size, "product").reshape(self._matrix.shape)
+        self._matrix += np.matmul(block, block.swapaxes(1, 2), out=product)
         self._total += np.matmul(block, np.ones(block.shape[2], np.float32))
         self._count += block.shape[2]
 
@@ -83,12 +84,12 @@ class GramSum:
 _local = threading.local()
 
 
-def _workspace(size: int) -> NDArray[np.float32]:
-    """Return ``size`` numbers of memory that this thread uses again: new pages cost more than what is done in them."""
-    buffer: NDArray[np.float32] | None = getattr(_local, "buffer", None)
+def _workspace(size: int, use: str) -> NDArray[np.float32]:
+    """Return ``size`` numbers of memory that this thread has for a ``use``: new pages cost more than what is done."""
+    buffer: NDArray[np.float32] | None = getattr(_local, use, None)
     if buffer is None or buffer.size < size:
         buffer = np.empty(max(size, _BUFFER), np.float32)
-        _local.buffer = buffer
+        setattr(_local, use, buffer)
     return buffer[:size]
 
 
@@ -127,6 +128,6 @@ def _patches(values: NDArray[np.float32], unfold: Unfold) -> Iterator[NDArray[np
         step = max(1, _BUFFER // (width * rest * found.shape[1 + rank])) if rest else 1
         for start in range(0, first, step):
             part = found[(slice(None),) * lead + (slice(start, start + step),)]
-            block = _workspace(part.size).reshape(part.shape)
+            block = _workspace(part.size, "patches").reshape(part.shape)
             np.copyto(block, part)
             yield block.reshape(unfold.groups, width // unfold.groups, -1)

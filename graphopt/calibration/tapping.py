@@ -89,8 +89,8 @@ class Tapped:
                 self._edit.remove_graph_input(value)
         self._edit.strip_notes()
 
-    def session(self, *, floats: bool = True) -> Session | None:
-        """Return a session that gives out the values, None where all are inputs.
+    def session(self, *, floats: bool = True, threads: int | None = None) -> Session | None:
+        """Return a session on ``threads`` (default: all) that gives out the values, None where all are inputs.
 
         Raises UsageError for one that is no float tensor unless ``floats`` is False, ModelError and TargetError.
         """
@@ -98,7 +98,7 @@ class Tapped:
             return None
         # Threads that wait by spinning would take the cores that the statistics are computed on.
         config = {"session.intra_op.allow_spinning": "0"}
-        session = session_of(self.model, optimize=True, threads=core_count(), config=config)
+        session = session_of(self.model, optimize=True, threads=threads or core_count(), config=config)
         for info in session.outputs if floats else ():
             check_float(info)
         return session

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from graphopt.analysis.patches import positions
 from graphopt.ir.query import shape_of, static_shape
 from graphopt.pruning.chain import Bounds, Floats, Link, Stage, Through, forward, gradients
 from graphopt.pruning.jobs import data_of
+from graphopt.pruning.stored import Stored
 
 _STEPS, _ROOM, _LOOK = 120, 60, 30
 """Steps; with room for fewer than these nothing is tried; how many tell whether what is held out gains by more."""
@@ -37,27 +37,27 @@ _FIRST, _SECOND, _LEAST = 0.9, 0.99, 1e-20
 """How much of the gradient's moments stays from one step to the next; the least root of the second one."""
 
 Place = tuple[int, int]
-"""A file, and the place of a sample in it."""
+"""A batch, and the place of a sample in it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Files, a batch each, of what a chain reads, what is added behind it and what it is to give; some are held out.
+    """What a chain reads, what is added behind it and what it is to give, for each batch; some are ``held`` out.
 
     Samples lie along the first axis.
     """
 
-    files: Sequence[tuple[Path, Path, Path]]
+    parts: tuple[Stored, Stored, Stored]
     held: Sequence[bool]
 
     def alike(self) -> bool:
         """Tell whether all samples are of one size."""
-        return all(len({_mapped(paths[part]).shape[1:] for paths in self.files}) == 1 for part in range(3))
+        return all(len({part.shape(number)[1:] for number in range(len(self.held))}) == 1 for part in self.parts)
 
     def fitting(self) -> list[Place]:
         """Return the samples that may be fit to."""
         numbers = [number for number, held in enumerate(self.held) if not held]
-        return [(number, place) for number in numbers for place in range(len(_mapped(self.files[number][0])))]
+        return [(number, place) for number in numbers for place in range(self.parts[0].shape(number)[0])]
 
     def take(self, places: Sequence[Place]) -> tuple[Floats, Floats, Floats]:
         """Return the samples at ``places``, which are sorted, side by side."""
@@ -65,21 +65,16 @@ class Seen:
         for number, place in places:
             chosen.setdefault(number, []).append(place)
         data, added, wanted = (
-            np.concatenate([_mapped(self.files[number][part])[at] for number, at in chosen.items()])
-            for part in range(3)
+            np.concatenate([part.rows(number, at) for number, at in chosen.items()]) for part in self.parts
         )
         return data, added, wanted
 
     def apart(self) -> Iterator[tuple[Floats, Floats, Floats]]:
-        """Yield what is held out, a file at a time."""
-        for paths, held in zip(self.files, self.held, strict=True):
+        """Yield what is held out, a batch at a time."""
+        for number, held in enumerate(self.held):
             if held:
-                data, added, wanted = (np.load(path) for path in paths)
+                data, added, wanted = (part.read(number) for part in self.parts)
                 yield data, added, wanted
-
-
-def _mapped(path: Path) -> Floats:
-    return np.asanyarray(np.load(path, mmap_mode="r"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +109,7 @@ def tune(stages: Sequence[Stage], aim: Aim, seen: Seen) -> float:
     places = seen.fitting()
     if len(stages) < 2 or not places or not any(seen.held) or not seen.alike():
         return 1.0
-    steps, count = _plan([stage.link for stage in stages], _mapped(seen.files[0][0]).shape)
+    steps, count = _plan([stage.link for stage in stages], seen.parts[0].shape(0))
     count = min(len(places), count)
     before = _error(stages, aim, seen)
     old = [tensor.copy() for stage in stages for tensor in stage.tensors]

@@ -5,10 +5,10 @@ Each layer is refit in turn, on what reaches it in the pruned network, to what t
 
 from __future__ import annotations
 
-import tempfile
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from graphopt.analysis import AnalysisManager, Shapes
 from graphopt.analysis.patches import placed, unfolded
 from graphopt.analysis.statistics import Gram
 from graphopt.ir import Editor, Model, Node
+from graphopt.ir.query import shape_of
 from graphopt.pruning.chain import Link, Stage, chain_of
 from graphopt.pruning.jobs import Declined, Job, data_of, find_jobs
 from graphopt.pruning.joint import Aim, Seen, is_worthwhile, tune
@@ -25,6 +26,7 @@ from graphopt.pruning.matrices import bias_of, has_bias, rows_of, write_rows
 from graphopt.pruning.refit import Fit, Moments, fit
 from graphopt.pruning.relay import Outputs, Relay, Traces
 from graphopt.pruning.route import resting_places
+from graphopt.pruning.stored import Stored
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
 """Which positions of each axis of a value stay, for the values (by name) that lose some."""
@@ -47,11 +49,11 @@ _ROWS, _DENSEST = 1 << 18, 256
 _PART = 1 << 22
 """Numbers that are added up at a time."""
 
-_PLENTY = 24
-"""Positions for each weight of an output: half of the batches do where these have as many."""
+_PLENTY = 16
+"""Positions for each weight of an output: half or a quarter of the batches do where these have as many."""
 
 _MUCH = 1 << 28
-"""Bytes that a layer reads and is to give, over all batches, from which on half of them are left out so."""
+"""Bytes that a layer reads and gives, over all batches, from which on some of them are left out so."""
 
 _HELD, _BLOCK = 4, 4
 """Of so many blocks, of so many batches, one is held out to choose the damping."""
@@ -107,19 +109,20 @@ def recover(
     chains = [chain if chain and is_worthwhile(chain) else [] for chain in chains]
     stops = resting_places((original, pruned), _starts(jobs, chains))
     reports = []
-    with (
-        tempfile.TemporaryDirectory(prefix="graphopt-") as folder,
-        Relay(runner, (original, pruned), _together(runner.samples)) as relay,
-    ):
+    with Relay(runner, (original, pruned), _together(runner.samples)) as relay, ExitStack() as open_files:
+        scratch = tuple(open_files.enter_context(closing(Stored())) for _ in range(3))
         for index, job in enumerate(jobs):
             stop = stops[index]
             if stop is not None:
                 relay.move(stop)
             # What the original gives there does not hang on how this layer is fit.
             following = next((later[0] for later in stops[index + 1 :] if later is not None), ())
-            refitting = _Refitting(job, relay, kept, most, following)
+            of_block = _batches_of_block(job, runner.samples, most)
+            for part in scratch:
+                part.clear()
+            refitting = _Refitting(job, relay, kept, most, following, of_block)
             try:
-                found = _alive(job, refitting.run(Path(folder)))
+                found = _alive(job, refitting.run(scratch[0]))
             except _UnfitError as error:
                 if declined is not None:
                     declined(job.layer.node, str(error))
@@ -129,7 +132,7 @@ def recover(
             else:
                 write(job, found, refitting.gram)
             chain = chains[index]
-            left = _fit_jointly(job, chain, relay, kept, edit, Path(folder)) if chain else 1.0
+            left = _fit_jointly(job, chain, relay, kept, edit, scratch) if chain else 1.0
             reports.append(Refit(job.layer.node.name or "", found.damping, found.before, found.after, left))
     return reports
 
@@ -142,35 +145,52 @@ def _starts(jobs: Sequence[Job], chains: Sequence[Sequence[Link]]) -> list[Node]
     return [first.get(job.layer.node, job.layer.node) for job in jobs]
 
 
-def _fit_jointly(job: Job, chain: Sequence[Link], relay: Relay, kept: Kept, edit: Editor, folder: Path) -> float:
-    """Fit the layers of a chain together and return what that leaves of the error."""
+def _fit_jointly(
+    job: Job, chain: Sequence[Link], relay: Relay, kept: Kept, edit: Editor, parts: tuple[Stored, ...]
+) -> float:
+    """Fit the layers of a chain together and return what that leaves of the error; ``parts`` hold what was seen."""
     result, data = str(job.result.name), str(data_of(chain[0].layer).name)
     wanted = [(result,), (data, *(str(other.name) for other in job.others))]
-    files, held = list[tuple[Path, Path, Path]](), list[bool]()
+    of_data, of_added, of_aims = parts
+    for part in parts:
+        part.clear()
+    held = list[bool]()
     for number, (target, given) in relay.run(wanted):
         aims = target[result]
         for axis, places in kept.get(result, {}).items():
             aims = np.take(aims, places, axis)
         added = sum((given[str(other.name)] for other in job.others), np.zeros_like(aims))
-        one, two, three = (folder / f"joint-{number}-{part}.npy" for part in range(3))
-        for path, array in zip((one, two, three), (given[data], added, aims), strict=True):
-            np.save(path, np.asarray(array, np.float32))
-        files.append((one, two, three))
+        for part, array in ((of_data, given[data]), (of_added, added), (of_aims, aims)):
+            part.write(number, np.asarray(array, np.float32))
         held.append(_is_held(number))
     stages = [Stage.of(link) for link in chain]
     axis = -1 if chain[-1].unfold is None else 1
     aim = Aim(job.scale.astype(np.float32), job.shift.astype(np.float32), chain[-1].bounds, axis)
-    left = tune(stages, aim, Seen(files, held))
+    left = tune(stages, aim, Seen((of_data, of_added, of_aims), held))
     for stage in stages if left < 1 else ():
         weights, bias = stage.weights.astype(np.float64), stage.bias.astype(np.float64)
         write_rows(edit, stage.link.layer, weights, bias)
-    for path in (path for paths in files for path in paths):
-        path.unlink()
     return left
 
 
 def _is_held(number: int) -> bool:
     return number // _BLOCK % _HELD == _HELD - 1
+
+
+def _batches_of_block(job: Job, samples: int | None, most: int) -> int:
+    """Return how many batches of a block to fit to: fewer where there is much to run and these have positions enough.
+
+    As far as sizes are known.
+    """
+    shapes = [shape_of(value) or (None,) for value in (job.data, job.result)]
+    if samples is None or not all(isinstance(size, int) for shape in shapes for size in shape[1:]):
+        return _BLOCK
+    read, given = (math.prod(size for size in shape[1:] if isinstance(size, int)) for shape in shapes)
+    outputs, width = rows_of(job.layer).shape
+    positions = given // outputs if job.unfold is None else min(most, given // outputs)
+    if 4 * samples * (read + given) < _MUCH:
+        return _BLOCK
+    return next((n for n in (1, 2) if samples * positions * n >= _BLOCK * _PLENTY * width), _BLOCK)
 
 
 def _together(samples: int | None) -> int:
@@ -185,13 +205,14 @@ _Seen = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 class _Refitting:
     """Fits one layer, at no more than ``most`` positions of a sample.
 
-    ``following`` names what of the original the relay will rest on next.
+    ``following`` names what of the original the relay will rest on next. ``of_block`` batches of every block are seen.
     """
 
-    def __init__(self, job: Job, relay: Relay, kept: Kept, most: int, following: Sequence[str]) -> None:
+    def __init__(self, job: Job, relay: Relay, kept: Kept, most: int, following: Sequence[str], of_block: int) -> None:
         self._job = job
         self._relay = relay
         self._following = following
+        self._of_block = of_block
         self._kept = kept.get(str(job.result.name), {})
         self._unfold = None if job.unfold is None else replace(job.unfold, most=most)
         scale = np.where(np.abs(job.scale) < _least(job.scale), 1.0, job.scale)
@@ -201,7 +222,7 @@ class _Refitting:
         groups = self._unfold.groups if self._unfold is not None else 1
         sizes = (groups, len(self._weights) // groups, self._weights.shape[1])
         self._fitting, self._held = Moments.zeros(*sizes), Moments.zeros(*sizes)
-        self._batches, self._positions, self._bytes = 0, 0, 0
+        self._positions = 0
 
     @property
     def gram(self) -> Gram:
@@ -209,28 +230,27 @@ class _Refitting:
         seen = self._fitting + self._held
         return Gram(seen.inputs, seen.input_sum, seen.count)
 
-    def run(self, folder: Path) -> Fit:
+    def run(self, scratch: Stored) -> Fit:
         """Return the fit; where nobody can tell apart what the layer gives from what it is to give, it is right.
 
-        What the first round saw lies in ``folder`` for the next.
+        What the first round saw lies in ``scratch`` for the next.
         """
-        stored: list[tuple[Moments, Path]] = []
+        sums_of: list[Moments] = []
         for sums, seen in self._parts():
             if any(not np.abs(array).max(initial=0.0) <= _LARGEST for array in seen):
                 raise _UnfitError("what it reads or is to give is not finite for all of the data")
             self._add(sums, seen, None)
             if self._job.bounds is not None:
-                path = folder / f"seen-{len(stored)}.npy"
-                np.save(path, np.concatenate([array.reshape(-1, array.shape[-1]) for array in seen]))
-                stored.append((sums, path))
+                scratch.write(len(sums_of), np.concatenate([array.reshape(-1, array.shape[-1]) for array in seen]))
+                sums_of.append(sums)
         if not self._positions:
             raise _UnfitError("none of the data reaches it")
         found = fit(self._fitting, self._held, self._weights, self._bias, centred=self._centred)
-        for _ in range(_ROUNDS if stored else 0):
+        for _ in range(_ROUNDS if sums_of else 0):
             self._fitting.forget_targets()
             self._held.forget_targets()
-            for sums, path in stored:
-                self._add(sums, self._again(np.load(path)), found)
+            for number, sums in enumerate(sums_of):
+                self._add(sums, self._again(scratch.read(number)), found)
             after = fit(
                 self._fitting,
                 self._held,
@@ -242,8 +262,6 @@ class _Refitting:
             found = Fit(after.weights, after.bias, after.damping, found.before, after.after)
             if after.after > _ENOUGH * after.before:
                 break
-        for _, path in stored:
-            path.unlink()
         return found
 
     def _again(self, stored: NDArray[np.float32]) -> _Seen:
@@ -270,24 +288,13 @@ class _Refitting:
         wanted = [(result,), (data, *(str(other.name) for other in self._job.others))]
 
         def is_needed(number: int) -> bool:
-            return number % _BLOCK < _BLOCK // 2 or not self._are_plenty()
+            return number % _BLOCK < self._of_block
 
-        only = None if self._relay.batches is None else is_needed
-        for number, (target, given) in self._relay.run(wanted, only=only, ahead=(self._following, ())):
+        for number, (target, given) in self._relay.run(wanted, only=is_needed, ahead=(self._following, ())):
             seen = self._placed(target[result], given)
-            self._batches += 1
             self._positions += seen[1].shape[1]
-            self._bytes += given[data].nbytes + target[result].nbytes
             if seen[1].size:
                 yield number, seen
-
-    def _are_plenty(self) -> bool:
-        """Tell whether there is much to run, and half of it has as many positions as it takes, by what was seen."""
-        batches, seen = self._relay.batches, self._batches
-        if not batches or not seen or self._bytes * batches < seen * _MUCH:
-            return False
-        needed = 2 * _PLENTY * int(self._weights.shape[1])
-        return self._positions * batches >= seen * needed
 
     def _add(self, sums: Moments, seen: _Seen, last: Fit | None) -> None:
         rows, wanted, added = seen

@@ -64,6 +64,7 @@ class Relay:
         self._count: int | None = None
         self._stored: list[dict[str, Stored]] = [{} for _ in models]
         self._ahead: list[dict[str, Stored]] = [{} for _ in models]
+        self._spare: list[Stored] = []
         # One thread for all files: what is read or written next does not keep the networks waiting.
         self._files = ThreadPoolExecutor(1)
         self._writing: deque[Future[None]] = deque()
@@ -75,7 +76,7 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         """Drop what is stored."""
         self._files.shutdown()
-        for stored in (item for items in (*self._stored, *self._ahead) for item in items.values()):
+        for stored in (*self._spare, *(item for items in (*self._stored, *self._ahead) for item in items.values())):
             stored.close()
 
     @property
@@ -131,7 +132,8 @@ class Relay:
             known = {**self._stored[index], **self._ahead[index]}
             self._stored[index], self._ahead[index] = {name: known.pop(name) for name in mine}, {}
             for stored in known.values():
-                stored.close()
+                stored.clear()
+                self._spare.append(stored)
 
     def _lacking(self, index: int, names: Sequence[str]) -> tuple[int, ...] | None:
         """Return the batches of which not all values are stored, None (all) while nobody knows how many there are."""
@@ -143,7 +145,7 @@ class Relay:
     def _put(self, index: int, name: str, number: int, array: NDArray[Any]) -> None:
         stored = self._ahead[index].get(name)
         if stored is None:
-            stored = self._ahead[index][name] = Stored()
+            stored = self._ahead[index][name] = self._spare.pop() if self._spare else Stored()
         if number not in stored:
             while len(self._writing) >= _WAITING:
                 self._writing.popleft().result()

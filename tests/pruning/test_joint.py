@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from graphopt.pruning import joint
 from graphopt.pruning.chain import Stage, chain_of, forward, gradients
 from graphopt.pruning.jobs import find_jobs
 from graphopt.pruning.joint import Aim, Seen, tune
+from graphopt.pruning.stored import Stored
 from tests.helpers import model_of, run
 from tests.pruning.recovered import batches, error, recovered
 
@@ -107,28 +109,32 @@ def test_a_chain_ends_where_others_read_a_value_or_nothing_was_lost() -> None:
     assert len(chain_of(whole, set())) == 1
 
 
-def seen_of(folder: Path, stages: list[Stage], wanted: list[Stage], count: int = 12) -> Seen:
-    """Files of what a chain reads and of what another gives for it; every third is held out."""
-    files = []
-    for number in range(count):
-        data = normal(16, 4, 6)
-        paths = tuple(folder / f"{number}-{part}.npy" for part in range(3))
-        out = forward(wanted, data).out
-        for path, array in zip(paths, (data, np.zeros_like(out), out), strict=True):
-            np.save(path, array)
-        files.append(paths)
-    return Seen(files, [number % 3 == 2 for number in range(count)])
+@pytest.fixture
+def seen_of() -> Iterator[Callable[..., Seen]]:
+    with ExitStack() as open_files:
+
+        def make(wanted: list[Stage], count: int = 12) -> Seen:
+            """What a chain reads and what another gives for it; every third batch is held out."""
+            of_data, of_added, of_aims = (open_files.enter_context(closing(Stored())) for _ in range(3))
+            for number in range(count):
+                data = normal(16, 4, 6)
+                out = forward(wanted, data).out
+                for part, array in ((of_data, data), (of_added, np.zeros_like(out)), (of_aims, out)):
+                    part.write(number, array)
+            return Seen((of_data, of_added, of_aims), [number % 3 == 2 for number in range(count)])
+
+        yield make
 
 
 AIM = Aim(np.ones(5, np.float32), np.zeros(5, np.float32), (-np.inf, np.inf), -1)
 
 
-def test_layers_that_are_a_little_off_are_mended_together(tmp_path: Path) -> None:
+def test_layers_that_are_a_little_off_are_mended_together(seen_of: Callable[..., Seen]) -> None:
     model = token_model()
     stages, right = stages_of(model), stages_of(model)
     for stage in stages:
         stage.weights[...] *= 1 + 0.1 * normal(*stage.weights.shape)
-    seen = seen_of(tmp_path, stages, right)
+    seen = seen_of(right)
     left = tune(stages, AIM, seen)
     assert left < 0.3
     errors = [float(np.square(forward(stages, data).out - wanted).sum()) for data, _, wanted in seen.apart()]
@@ -136,10 +142,10 @@ def test_layers_that_are_a_little_off_are_mended_together(tmp_path: Path) -> Non
     assert sum(errors) < 0.01 * sum(powers)
 
 
-def test_what_is_right_already_stays_as_it_is(tmp_path: Path) -> None:
+def test_what_is_right_already_stays_as_it_is(seen_of: Callable[..., Seen]) -> None:
     stages = stages_of(token_model())
     before = [tensor.copy() for stage in stages for tensor in stage.tensors]
-    assert tune(stages, AIM, seen_of(tmp_path, stages, stages)) == 1.0
+    assert tune(stages, AIM, seen_of(stages)) == 1.0
     after = [tensor for stage in stages for tensor in stage.tensors]
     assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
 

@@ -333,8 +333,10 @@ def test_what_takes_long_is_not_run_again_for_every_layer(monkeypatch):
     assert places == [(("d",), ("d",))]
 
 
-def test_half_of_much_data_does_where_that_has_plenty_of_positions(monkeypatch):
-    """All of it is looked at before there is a resting place; behind, two of four batches."""
+@pytest.mark.parametrize(("plenty", "of_four"), [(16, 1), (1500, 2), (10**6, 4)])
+def test_a_part_of_much_data_does_where_that_has_plenty_of_positions(monkeypatch, plenty: int, of_four: int):
+    """Some batches of every four."""
+    monkeypatch.setattr(recovery, "_PLENTY", plenty)
     monkeypatch.setattr(recovery, "_MUCH", 1)
     monkeypatch.setattr(route, "_BYTE", 0.0)  # there is a resting place before each layer
     seen: dict[object, set[int]] = {}
@@ -348,9 +350,9 @@ def test_half_of_much_data_does_where_that_has_plenty_of_positions(monkeypatch):
     monkeypatch.setattr(recovery._Refitting, "_seen", noted)
     before = image_model("s = Conv(r, w2) y = Conv(s, w3)", w2=normal(4, 8, 1, 1), w3=normal(4, 4, 1, 1))
 
-    found = recovered(before, batches(16, 16, x=(3, 8, 8)), ALL_LEFT)
+    data = dataset_from_arrays({"x": normal(256, 3, 8, 8)}, session_of(before).inputs, batch=16)
 
-    first, second = seen.values()
-    assert first == set(range(16))
-    assert second == {number for number in range(16) if number % 4 < 2}
+    found = recovered(before, data, ALL_LEFT)
+
+    assert list(seen.values()) == [{number for number in range(16) if number % 4 < of_four}] * 2
     assert error(before, found.model, UNSEEN) < EXACT
