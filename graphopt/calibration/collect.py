@@ -15,7 +15,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,8 @@ class _Pass:
         self._done = 0
         self._digest = ""
         self._torn = False
+        self._adding: list[Future[None]] = []
+        self._is_batch_over = False
 
     def _key(self) -> str:
         """Return the hash of all that the statistics depend on, the data apart."""
@@ -180,6 +182,7 @@ class _Pass:
         return self._result()
 
     def _result(self) -> Statistics:
+        self._finish()
         pairs = [(request, item.result()) for items in self._observers.values() for request, item in items]
         return Statistics((request, result) for request, result in pairs if result is not None)
 
@@ -243,9 +246,7 @@ class _Pass:
             samples = samples_of(part)
             self._add(part, _Place(self._data.source, first, samples), pool)
             first += samples
-        for items in self._observers.values():
-            for _, item in items:
-                item.end_batch()
+        self._is_batch_over = True
 
     def _add(self, feeds: Feeds, place: _Place, pool: Executor) -> None:
         if self._session is None:
@@ -254,14 +255,23 @@ class _Pass:
         if self._session is not None:
             accepted = {name: array for name, array in feeds.items() if name in self._session.accepts}
             computed = self._session.run(accepted, share=True)
+        # The model has run meanwhile on what comes next.
+        self._finish()
         # One thread has all of a value, so that the order of sums does not depend on the number of threads.
-        jobs = [
+        self._adding = [
             pool.submit(_observe, name, computed[name] if name in computed else feeds.get(name), items, place)
             for name, items in self._observers.items()
         ]
+
+    def _finish(self) -> None:
+        """Wait until all that was run has been added up."""
+        jobs, self._adding = self._adding, []
         wait(jobs)
         for job in jobs:
             job.result()
+        for item in (item for items in self._observers.values() for _, item in items) if self._is_batch_over else ():
+            item.end_batch()
+        self._is_batch_over = False
 
 
 def _observe(name: str, value: Any, items: list[tuple[Request, Observer]], place: _Place) -> None:

@@ -16,6 +16,7 @@ from graphopt.ir import DataType, Editor, Model, Node, TensorType, Value, consta
 from graphopt.ir.interface import InterfaceEditor
 from graphopt.ir.query import static_shape
 from graphopt.pruning.matrices import WIDEST, bias_of, has_bias, layer_of, rows_of, width_of, write_rows
+from graphopt.pruning.refit import subtract_products
 from graphopt.pruning.relay import Outputs, Relay, Traces
 from graphopt.pruning.route import Stop, resting_places
 from graphopt.pruning.saliency import DAMPING, Elimination, Reader, eliminate
@@ -70,7 +71,7 @@ def readers_of(group: Group, statistics: Mapping[Request, Gram]) -> dict[Use, Re
         weights = rows_of(layer).reshape(matrix.groups, -1, matrix.width)
         mean = gram.mean if has_bias(layer) else 0.0 * gram.mean
         centred = gram.second
-        centred -= mean[:, :, None] * mean[:, None, :]
+        subtract_products(centred, mean, mean)
         damping = min(1.0, max(DAMPING, matrix.width / gram.count))
         reader = Reader(weights, centred, mean, columns_of(use, group.units), damping)
         found[use] = replace(reader, weight=1.0 / (reader.power or 1.0))

@@ -26,7 +26,7 @@ from graphopt.quantization.measured import Timer
 OBS = "obs"
 """Optimal-brain-surgeon elimination: what the layers that read a group cannot make up for."""
 
-_MEASURING = 1.2e12
+_MEASURING = 1e12
 """Multiply-accumulates that may be spent on finding out what cuts do to the outputs."""
 
 _FEWEST, _MOST = 4, 256

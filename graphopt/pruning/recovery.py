@@ -49,11 +49,11 @@ _ROWS, _DENSEST = 1 << 18, 256
 _PART = 1 << 22
 """Numbers that are added up at a time."""
 
-_PLENTY = 16
-"""Positions for each weight of an output: half or a quarter of the batches do where these have as many."""
+_PLENTY, _SPARSEST = 16, 32
+"""Positions for each weight of an output, and of each sample, that do where there is much to fit to."""
 
-_MUCH = 1 << 28
-"""Bytes that a layer reads and gives, over all batches, from which on some of them are left out so."""
+_BYTES, _WORK = 1 << 28, 2e10
+"""Bytes that a layer reads and gives, and multiply-accumulates of a Gram matrix, from which on that is much."""
 
 _HELD, _BLOCK = 4, 4
 """Of so many blocks, of so many batches, one is held out to choose the damping."""
@@ -105,8 +105,8 @@ def recover(
     AnalysisManager(Editor(original)).get(Shapes)
     jobs = find_jobs(pruned, frozenset(kept), declined, starts)
     most = min(_DENSEST, max(16, _ROWS // (runner.samples or _ROWS // _DENSEST)))
-    chains = [chain_of(job, kept) if write is None else [] for job in jobs]
-    chains = [chain if chain and is_worthwhile(chain) else [] for chain in chains]
+    sizes = [_Size.of(job, runner.samples) for job in jobs]
+    chains = [_chain(job, size, kept) if write is None else [] for job, size in zip(jobs, sizes, strict=True)]
     stops = resting_places((original, pruned), _starts(jobs, chains))
     reports = []
     with Relay(runner, (original, pruned), _together(runner.samples)) as relay, ExitStack() as open_files:
@@ -117,10 +117,9 @@ def recover(
                 relay.move(stop)
             # What the original gives there does not hang on how this layer is fit.
             following = next((later[0] for later in stops[index + 1 :] if later is not None), ())
-            of_block = _batches_of_block(job, runner.samples, most)
             for part in scratch:
                 part.clear()
-            refitting = _Refitting(job, relay, kept, most, following, of_block)
+            refitting = _Refitting(job, relay, kept, _positions_of(job, sizes[index], most), following)
             try:
                 found = _alive(job, refitting.run(scratch[0]))
             except _UnfitError as error:
@@ -131,8 +130,7 @@ def recover(
                 write_rows(edit, job.layer, found.weights, found.bias)
             else:
                 write(job, found, refitting.gram)
-            chain = chains[index]
-            left = _fit_jointly(job, chain, relay, kept, edit, scratch) if chain else 1.0
+            left = _fit_jointly(job, chains[index], relay, kept, edit, scratch) if chains[index] else 1.0
             reports.append(Refit(job.layer.node.name or "", found.damping, found.before, found.after, left))
     return reports
 
@@ -177,20 +175,41 @@ def _is_held(number: int) -> bool:
     return number // _BLOCK % _HELD == _HELD - 1
 
 
-def _batches_of_block(job: Job, samples: int | None, most: int) -> int:
-    """Return how many batches of a block to fit to: fewer where there is much to run and these have positions enough.
+@dataclass(frozen=True)
+class _Size:
+    """What a layer reads and gives for ``samples``: ``bytes`` in all, and ``positions`` of each."""
 
-    As far as sizes are known.
-    """
-    shapes = [shape_of(value) or (None,) for value in (job.data, job.result)]
-    if samples is None or not all(isinstance(size, int) for shape in shapes for size in shape[1:]):
-        return _BLOCK
-    read, given = (math.prod(size for size in shape[1:] if isinstance(size, int)) for shape in shapes)
-    outputs, width = rows_of(job.layer).shape
-    positions = given // outputs if job.unfold is None else min(most, given // outputs)
-    if 4 * samples * (read + given) < _MUCH:
-        return _BLOCK
-    return next((n for n in (1, 2) if samples * positions * n >= _BLOCK * _PLENTY * width), _BLOCK)
+    samples: int
+    bytes: int
+    positions: int
+
+    @classmethod
+    def of(cls, job: Job, samples: int | None) -> _Size | None:
+        """Return the size, None where it is not known."""
+        shapes = [shape_of(value) or (None,) for value in (job.data, job.result)]
+        if samples is None or not all(isinstance(size, int) for shape in shapes for size in shape[1:]):
+            return None
+        read, given = (math.prod(size for size in shape[1:] if isinstance(size, int)) for shape in shapes)
+        return cls(samples, 4 * samples * (read + given), given // len(rows_of(job.layer)))
+
+
+def _chain(job: Job, size: _Size | None, kept: Kept) -> list[Link]:
+    """Return the layers to fit together with this one, none where that is not worth while."""
+    if size is not None and size.bytes >= _BYTES:
+        return []
+    chain = chain_of(job, kept)
+    return chain if is_worthwhile(chain) else []
+
+
+def _positions_of(job: Job, size: _Size | None, most: int) -> int:
+    """Return to how many positions of a sample a convolution is fit, ``most`` at most: fewer where that is much."""
+    if size is None:
+        return most
+    width = int(rows_of(job.layer).shape[1])
+    work = 0.5 * size.samples * min(most, size.positions) * width**2
+    if size.bytes < _BYTES and work < _WORK:
+        return most
+    return min(most, max(_SPARSEST, -(-_PLENTY * width // size.samples)))
 
 
 def _together(samples: int | None) -> int:
@@ -205,14 +224,13 @@ _Seen = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 class _Refitting:
     """Fits one layer, at no more than ``most`` positions of a sample.
 
-    ``following`` names what of the original the relay will rest on next. ``of_block`` batches of every block are seen.
+    ``following`` names what of the original the relay will rest on next.
     """
 
-    def __init__(self, job: Job, relay: Relay, kept: Kept, most: int, following: Sequence[str], of_block: int) -> None:
+    def __init__(self, job: Job, relay: Relay, kept: Kept, most: int, following: Sequence[str]) -> None:
         self._job = job
         self._relay = relay
         self._following = following
-        self._of_block = of_block
         self._kept = kept.get(str(job.result.name), {})
         self._unfold = None if job.unfold is None else replace(job.unfold, most=most)
         scale = np.where(np.abs(job.scale) < _least(job.scale), 1.0, job.scale)
@@ -237,7 +255,7 @@ class _Refitting:
         """
         sums_of: list[Moments] = []
         for sums, seen in self._parts():
-            if any(not np.abs(array).max(initial=0.0) <= _LARGEST for array in seen):
+            if not all(array.min(initial=0.0) >= -_LARGEST and array.max(initial=0.0) <= _LARGEST for array in seen):
                 raise _UnfitError("what it reads or is to give is not finite for all of the data")
             self._add(sums, seen, None)
             if self._job.bounds is not None:
@@ -286,11 +304,7 @@ class _Refitting:
         """Yield, with each batch's number, what the layer reads, what is wanted behind it and what is added there."""
         result, data = str(self._job.result.name), str(self._job.data.name)
         wanted = [(result,), (data, *(str(other.name) for other in self._job.others))]
-
-        def is_needed(number: int) -> bool:
-            return number % _BLOCK < self._of_block
-
-        for number, (target, given) in self._relay.run(wanted, only=is_needed, ahead=(self._following, ())):
+        for number, (target, given) in self._relay.run(wanted, ahead=(self._following, ())):
             seen = self._placed(target[result], given)
             self._positions += seen[1].shape[1]
             if seen[1].size:

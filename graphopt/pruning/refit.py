@@ -20,6 +20,9 @@ Rows = NDArray[np.float32]
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Candidates for λ, as shares of the mean diagonal of E[x̂ x̂ᵀ]."""
 
+_ROWS = 256
+"""Rows of a matrix that are changed at a time."""
+
 _FIRST = 2
 """Where the search for the best of them begins."""
 
@@ -78,10 +81,17 @@ class Moments:
         first, wanted = self.input_sum / count, self.target_sum / count
         gram, cross, square = self.inputs / count, self.cross / count, self.target_square / count
         if centred:
-            gram -= first[:, :, None] * first[:, None, :]
+            subtract_products(gram, first, first)
             cross -= wanted[:, :, None] * first[:, None, :]
             square -= wanted**2
         return Means(gram, cross, square, first, wanted, centred)
+
+
+def subtract_products(matrix: Array, left: Array, right: Array) -> None:
+    """Take ``left`` [G, n] times ``right`` [G, m] off a matrix [G, n, m] in place, without another of its size."""
+    for start in range(0, matrix.shape[1], _ROWS):
+        rows = slice(start, start + _ROWS)
+        matrix[:, rows] -= left[:, rows, None] * right[:, None, :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +107,16 @@ class Means:
 
     def fitted(self, weights: Array, damping: float) -> Array:
         """Return the best weights [G, O / G, K] near ``weights``; see the module."""
-        diagonal = np.diagonal(self.gram, axis1=1, axis2=2)
+        diagonal = np.diagonal(self.gram, axis1=1, axis2=2).copy()
         mean = diagonal.sum(axis=1) / np.maximum((diagonal > 0).sum(axis=1), 1)
         ridge = np.where(mean > 0, mean * damping, 1.0)[:, None, None]
         wanted = self.cross + ridge * weights
-        left = self.gram.copy()
-        number = np.arange(left.shape[-1])
-        left[:, number, number] += ridge[:, :, 0]
-        return np.asarray(np.linalg.solve(left, wanted.swapaxes(1, 2)).swapaxes(1, 2), np.float64)
+        number = np.arange(self.gram.shape[-1])
+        # A copy of the matrix would take as long as much of the solving.
+        self.gram[:, number, number] = diagonal + ridge[:, :, 0]
+        found = np.linalg.solve(self.gram, wanted.swapaxes(1, 2)).swapaxes(1, 2)
+        self.gram[:, number, number] = diagonal
+        return np.asarray(found, np.float64)
 
     def bias(self, weights: Array) -> Array:
         """Return the bias [O] that gives the right means with ``weights``; zeros where there is to be none."""

@@ -175,6 +175,9 @@ def _inverse_of(reader: Reader, order: IntArray) -> NDArray[Any]:
     ridge = np.where(mean > 0, mean * damping, 1.0)[:, None]
     single = len(order) >= _WIDE and len(order) <= _CONDITION * damping
     number = np.arange(len(order))
-    gram = reader.gram.copy() if np.array_equal(order, number) else reader.gram[:, order[:, None], order]
-    gram[:, number, number] += ridge
-    return inverse(gram, np.float32 if single else np.float64)
+    gram = reader.gram if np.array_equal(order, number) else reader.gram[:, order[:, None], order]
+    before = gram[:, number, number]
+    gram[:, number, number] = before + ridge
+    found = inverse(gram, np.float32 if single else np.float64)
+    gram[:, number, number] = before
+    return found

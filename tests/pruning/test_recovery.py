@@ -333,26 +333,25 @@ def test_what_takes_long_is_not_run_again_for_every_layer(monkeypatch):
     assert places == [(("d",), ("d",))]
 
 
-@pytest.mark.parametrize(("plenty", "of_four"), [(16, 1), (1500, 2), (10**6, 4)])
-def test_a_part_of_much_data_does_where_that_has_plenty_of_positions(monkeypatch, plenty: int, of_four: int):
-    """Some batches of every four."""
+@pytest.mark.parametrize(("plenty", "positions"), [(1, 4), (64, 9), (10**6, 64)])
+def test_of_much_data_as_many_positions_are_fit_to_as_are_plenty(monkeypatch, plenty: int, positions: int):
+    """Of each sample, so that none is left out."""
+    monkeypatch.setattr(recovery, "_BYTES", 1)
     monkeypatch.setattr(recovery, "_PLENTY", plenty)
-    monkeypatch.setattr(recovery, "_MUCH", 1)
-    monkeypatch.setattr(route, "_BYTE", 0.0)  # there is a resting place before each layer
-    seen: dict[object, set[int]] = {}
+    monkeypatch.setattr(recovery, "_SPARSEST", 4)
+    seen: list[int] = []
     batch_by_batch = recovery._Refitting._seen
 
     def noted(self):
         for number, found in batch_by_batch(self):
-            seen.setdefault(self, set()).add(number)
+            seen.append(found[1].shape[1])
             yield number, found
 
     monkeypatch.setattr(recovery._Refitting, "_seen", noted)
     before = image_model("s = Conv(r, w2) y = Conv(s, w3)", w2=normal(4, 8, 1, 1), w3=normal(4, 4, 1, 1))
-
-    data = dataset_from_arrays({"x": normal(256, 3, 8, 8)}, session_of(before).inputs, batch=16)
+    data = dataset_from_arrays({"x": normal(16, 3, 8, 8)}, session_of(before).inputs)
 
     found = recovered(before, data, ALL_LEFT)
 
-    assert list(seen.values()) == [{number for number in range(16) if number % 4 < of_four}] * 2
+    assert seen == [positions] * 32
     assert error(before, found.model, UNSEEN) < EXACT
