@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from graphopt.ahead import ahead
 from graphopt.analysis.statistics import Request, Statistics
 from graphopt.analysis.taps import Tap
 from graphopt.calibration import Dataset, random_inputs
@@ -153,7 +152,7 @@ class ModelRunner:
         calibration data, ``samples`` at a time and ``limit`` in all at most. The arrays must not be written to. Raises
         UsageError without data, ModelError and TargetError.
         """
-        tapped = [Tapped(tap.model, tap.wanted, tap.given) for tap in taps]
+        tapped = [Tapped(tap.model, tap.wanted, tap.given, loose=tap.loose) for tap in taps]
         together = min(core_count(), _TOGETHER)
         sessions = [item.session(floats=False, threads=core_count() // together) for item in tapped]
 
@@ -163,14 +162,7 @@ class ModelRunner:
 
         batches = self._parts(len(taps), samples, limit) if feeds is None else feeds
         # Several batches, each on few threads, take less time than one after the other on all.
-        with ThreadPoolExecutor(together) as pool:
-            running: deque[Future[tuple[Outputs, ...]]] = deque()
-            for batch in batches:
-                running.append(pool.submit(run, batch))
-                if len(running) > together:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
+        yield from ahead(run, batches, together)
 
     def _parts(self, count: int, samples: int | None, limit: int | None) -> Iterator[Sequence[Outputs]]:
         data, done = self._data(), 0

@@ -11,9 +11,11 @@ from graphopt.ir import Model
 class Tap:
     """A model, the names of the values ``wanted`` of it, and those that are ``given``, so that nothing before is run.
 
-    Values of nested graphs can be neither.
+    Values of nested graphs can be neither. ``loose``: the sizes that the model notes do not hold, it is run on more
+    samples than it says.
     """
 
     model: Model
     wanted: tuple[str, ...]
     given: tuple[str, ...] = ()
+    loose: bool = False

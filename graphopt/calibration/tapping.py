@@ -12,7 +12,7 @@ from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
 from graphopt.errors import UsageError
 from graphopt.ir import Graph, Model, Value, graphs, is_constant
 from graphopt.ir.interface import InterfaceEditor
-from graphopt.ir.query import is_read
+from graphopt.ir.query import is_read, rank_of
 from graphopt.runtime import InputInfo, Session
 
 _OPSET = 13
@@ -62,9 +62,10 @@ class Tapped:
     """A copy of ``model`` whose outputs are the named values, and which computes nothing else.
 
     The values that are ``given`` become inputs. ``inside`` are the names that are computed; the others are inputs.
+    ``loose``: sizes that the model notes are forgotten.
     """
 
-    def __init__(self, model: Model, names: Sequence[str], given: Sequence[str] = ()) -> None:
+    def __init__(self, model: Model, names: Sequence[str], given: Sequence[str] = (), *, loose: bool = False) -> None:
         self.model = model.clone()
         self.model.meta.update(model.meta)
         computed = {value.name: value for value in _computed(self.model.graph)}
@@ -80,6 +81,8 @@ class Tapped:
             # What an analysis noted of a value is not needed, and the runtime would hold it against the model.
             self._edit.annotate(computed[name], None, None)
         self._sweep(bool(given))
+        if loose:
+            self._forget_sizes(computed.values())
 
     def _sweep(self, given: bool) -> None:
         for node in reversed(list(self.model.graph)):
@@ -88,6 +91,12 @@ class Tapped:
             if not is_read(value):
                 self._edit.remove_graph_input(value)
         self._edit.strip_notes()
+
+    def _forget_sizes(self, computed: Iterable[Value]) -> None:
+        for value in computed:
+            self._edit.annotate(value, value.dtype, None)
+        for value in self.model.graph.inputs:
+            self._edit.set_input_shape(value, [None] * (rank_of(value) or 0))
 
     def session(self, *, floats: bool = True, threads: int | None = None) -> Session | None:
         """Return a session on ``threads`` (default: all) that gives out the values, None where all are inputs.

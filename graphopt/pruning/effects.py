@@ -17,10 +17,11 @@ from graphopt.ir.interface import InterfaceEditor
 from graphopt.ir.query import static_shape
 from graphopt.pruning.matrices import WIDEST, bias_of, has_bias, layer_of, rows_of, width_of, write_rows
 from graphopt.pruning.refit import subtract_products
-from graphopt.pruning.relay import Outputs, Relay, Traces
+from graphopt.pruning.relay import Relay
 from graphopt.pruning.route import Stop, resting_places
 from graphopt.pruning.saliency import DAMPING, Elimination, Reader, eliminate
 from graphopt.pruning.selection import Curve
+from graphopt.pruning.stacking import Outputs, Traces
 from graphopt.quantization.layers import LayerMatrix
 
 _PART = 16
@@ -207,7 +208,7 @@ def rank(model: Model, groups: Sequence[Group], runner: Runs, *, samples: int) -
     starts = [min((use.node for use in readers_in(group)), key=place.__getitem__) for group in in_order]
     stops = dict(zip((group.index for group in in_order), resting_places((model,), starts), strict=True))
     fitting, held = runner.folds()
-    with Relay(held, (model,), _PART, samples) as relay:
+    with Relay(held, (model,), min(_PART, -(-samples // 2)), samples) as relay:
         effects = Effects(model, relay)
         for bundle in waves(in_order):
             requests = dict.fromkeys(LayerMatrix.of(use.node).gram() for group in bundle for use in readers_in(group))
@@ -216,10 +217,9 @@ def rank(model: Model, groups: Sequence[Group], runner: Runs, *, samples: int) -
                 stop = stops[group.index]
                 if stop is not None:
                     effects.rest(stop)
-                readers = readers_of(group, statistics)
-                if readers:
-                    found[group.index] = _ranked(group, readers, effects)
-                del readers
+                order = _order(group, statistics)
+                if order is not None:
+                    found[group.index] = _ranked(group, order, effects)
             # Else there would be those of two waves while the next are collected.
             del statistics
     return [found[group.index] for group in groups if group.index in found]
@@ -245,19 +245,36 @@ def _first(group: Group, place: Mapping[Node, int]) -> int:
     return min(place[use.node] for use in readers_in(group))
 
 
-def _ranked(group: Group, readers: Mapping[Use, Reader], effects: Effects) -> Ranking:
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """In what order units go, and what readers are once so many of ``cuts`` are gone."""
+
+    elimination: Elimination
+    cuts: Sequence[int]
+    changed: Sequence[Changed]
+
+
+def _order(group: Group, statistics: Mapping[Request, Gram]) -> _Order | None:
+    """Return the order of the group's units, None where no reader has a Gram matrix."""
+    readers = readers_of(group, statistics)
+    if not readers:
+        return None
     cuts = sorted({count for share in FRACTIONS if 0 < (count := round(share * group.units)) < group.units} or {1})
     elimination, weights = eliminate(list(readers.values()), cuts=cuts)
-    counts, ratios = np.arange(len(elimination.errors)), []
+    pairs = [zip(readers.items(), weights[count], strict=True) for count in cuts]
+    changed = [{use.node: _changed(use.node, reader, left) for (use, reader), left in cut} for cut in pairs]
+    return _Order(elimination, cuts, changed)
+
+
+def _ranked(group: Group, order: _Order, effects: Effects) -> Ranking:
+    errors = order.elimination.errors
+    counts, ratios = np.arange(len(errors)), []
     if effects.can_tell:
-        pairs = [zip(readers.items(), weights[count], strict=True) for count in cuts]
-        changed = [{use.node: _changed(use.node, reader, left) for (use, reader), left in cut} for cut in pairs]
-        ratios = [
-            loss / (elimination.errors[cut] or 1.0) for loss, cut in zip(effects.losses(changed), cuts, strict=True)
-        ]
-    scale = np.interp(counts, cuts, ratios) if ratios else 1.0
-    losses = np.maximum.accumulate(elimination.errors * scale)
-    return Ranking(group, elimination, Curve(group.index, counts, losses))
+        found = zip(effects.losses(order.changed), order.cuts, strict=True)
+        ratios = [loss / (errors[cut] or 1.0) for loss, cut in found]
+    scale = np.interp(counts, order.cuts, ratios) if ratios else 1.0
+    losses = np.maximum.accumulate(errors * scale)
+    return Ranking(group, order.elimination, Curve(group.index, counts, losses))
 
 
 def _changed(node: Node, reader: Reader, weights: NDArray[np.float64]) -> tuple[Array, Array]:

@@ -24,8 +24,9 @@ from graphopt.pruning.jobs import Declined, Job, data_of, find_jobs
 from graphopt.pruning.joint import Aim, Seen, is_worthwhile, tune
 from graphopt.pruning.matrices import bias_of, has_bias, rows_of, write_rows
 from graphopt.pruning.refit import Fit, Moments, fit
-from graphopt.pruning.relay import Outputs, Relay, Traces
+from graphopt.pruning.relay import Relay
 from graphopt.pruning.route import resting_places
+from graphopt.pruning.stacking import Outputs, Traces
 from graphopt.pruning.stored import Stored
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]

@@ -7,19 +7,18 @@ again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.analysis.taps import Tap
 from graphopt.ir import Model, Value
 from graphopt.ir.query import reads
+from graphopt.pruning.stacking import Outputs, Traces, stacked, stacks
 from graphopt.pruning.stored import Stored
 
-Outputs = dict[str, NDArray[np.generic]]
 Names = Sequence[Sequence[str]]
 """Names of values, those of each model."""
 
@@ -28,26 +27,6 @@ Runs = Iterator[tuple[int, tuple[Outputs, ...]]]
 
 _WAITING = 4
 """Arrays that may wait to be written."""
-
-
-class Traces(Protocol):
-    """What of a runner is needed here; see :class:`graphopt.pipeline.runner.Runner`."""
-
-    @property
-    def samples(self) -> int | None:
-        """How many samples of data there are, where that is known."""
-        ...
-
-    def trace(
-        self,
-        taps: Sequence[Tap],
-        feeds: Iterable[Sequence[Outputs]] | None = None,
-        *,
-        samples: int | None = None,
-        limit: int | None = None,
-    ) -> Iterator[tuple[Outputs, ...]]:
-        """Yield for each batch what each tap wants."""
-        ...
 
 
 class Relay:
@@ -62,6 +41,7 @@ class Relay:
         self._samples = samples
         self._limit = limit
         self._count: int | None = None
+        self._loose = all(stacks(model, runner) for model in models) if samples > 1 else False
         self._stored: list[dict[str, Stored]] = [{} for _ in models]
         self._ahead: list[dict[str, Stored]] = [{} for _ in models]
         self._spare: list[Stored] = []
@@ -105,7 +85,7 @@ class Relay:
             for index, names in enumerate(ahead or ((),) * len(self._models))
         ]
         taps = [
-            Tap(model, tuple(dict.fromkeys((*names, *more))), tuple(stored))
+            Tap(model, tuple(dict.fromkeys((*names, *more))), tuple(stored), self._loose)
             for model, names, more, stored in zip(models or self._models, wanted, further, self._stored, strict=True)
         ]
         numbers: deque[int] = deque()
@@ -172,6 +152,8 @@ class Relay:
         inputs = [[value for value in model.graph.inputs if not value.is_initializer()] for model in self._models]
         taps = [Tap(m, tuple(str(v.name) for v in some)) for m, some in zip(self._models, inputs, strict=True)]
         batches = self._runner.trace(taps, samples=self._samples, limit=self._limit)
+        if self._loose:
+            batches = stacked(batches, self._samples)
         yield from ((number, found) for number, found in enumerate(batches) if only is None or only(number))
 
     def _from_files(
