@@ -35,7 +35,7 @@ PHOTOS, TUMOR = "efficientnet_lite0", "tumor_vgg16"
 _CROPS = 300
 """Crops of 100 photos, and their mirror images, that the first is calibrated on."""
 
-_EDGE, _CALIBRATION, _TEST = 240, range(7, 640, 20), range(3, 1000, 20)
+_EDGE, _CALIBRATION, _TEST = 240, range(7, 1000, 10), range(3, 1000, 20)
 """Pixels of its photos, and the numbers of those that it is calibrated and compared on."""
 
 VARIANTS = {"plain": "refit=false", "whitened": "refit=false", "refit": "refit=true"}

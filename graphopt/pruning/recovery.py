@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from graphopt.analysis import AnalysisManager, Shapes
 from graphopt.analysis.patches import placed, unfolded
@@ -255,13 +256,15 @@ class _Refitting:
         What the first round saw lies in ``scratch`` for the next.
         """
         sums_of: list[Moments] = []
-        for sums, seen in self._parts():
-            if not all(array.min(initial=0.0) >= -_LARGEST and array.max(initial=0.0) <= _LARGEST for array in seen):
-                raise _UnfitError("what it reads or is to give is not finite for all of the data")
-            self._add(sums, seen, None)
-            if self._job.bounds is not None:
-                scratch.write(len(sums_of), np.concatenate([array.reshape(-1, array.shape[-1]) for array in seen]))
-                sums_of.append(sums)
+        # The networks run meanwhile: more threads than cores would wait for each other.
+        with threadpool_limits(1, "blas"):
+            for sums, seen in self._parts():
+                if not all(part.min(initial=0.0) >= -_LARGEST and part.max(initial=0.0) <= _LARGEST for part in seen):
+                    raise _UnfitError("what it reads or is to give is not finite for all of the data")
+                self._add(sums, seen, None)
+                if self._job.bounds is not None:
+                    scratch.write(len(sums_of), np.concatenate([part.reshape(-1, part.shape[-1]) for part in seen]))
+                    sums_of.append(sums)
         if not self._positions:
             raise _UnfitError("none of the data reaches it")
         found = fit(self._fitting, self._held, self._weights, self._bias, centred=self._centred)

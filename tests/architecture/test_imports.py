@@ -40,7 +40,7 @@ THIRD_PARTY = {
     "click": ("graphopt/cli/", "graphopt/__main__.py"),
     "tqdm": ("graphopt/cli/",),
     "PIL": ("graphopt/calibration/",),
-    "threadpoolctl": ("graphopt/calibration/",),
+    "threadpoolctl": ("graphopt/calibration/", "graphopt/pruning/recovery.py"),
 }
 """Where a library may be imported."""
 

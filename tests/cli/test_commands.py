@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from graphopt import io
-from graphopt.__main__ import run
 from graphopt.cli import COMMANDS, cli
 from graphopt.cli.common import Progress
 from tests.helpers import model_of
@@ -19,20 +18,6 @@ def model(tmp_path):
     path = tmp_path / "in.onnx"
     io.save(model_of(BODY, weights={"w": np.arange(12, dtype=np.float32).reshape(3, 4)}), path)
     return path
-
-
-@pytest.fixture
-def graphopt(capsys):
-    """Run a command; return exit code, stdout and stderr."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_the_help_of_each_command_is_the_one_that_the_list_shows():

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from graphopt import io
-from graphopt.__main__ import run
 from graphopt.driver import optimize
 from graphopt.ir import Model, constant, nodes, static_shape
 from tests.helpers import check_equivalent, model_of
@@ -49,20 +48,6 @@ def folder(tmp_path, monkeypatch):
     np.savez(tmp_path / "nan.npz", x=broken)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def graphopt(capsys):
-    """Run a command inside this process and return its exit code, stdout and stderr."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return call
 
 
 def pruning(options: str, *more: str, model: str = "net.onnx") -> list[str]:
