@@ -41,7 +41,7 @@ class Relay:
         self._samples = samples
         self._limit = limit
         self._count: int | None = None
-        self._loose = all(stacks(model, runner) for model in models) if samples > 1 else False
+        self._loose = samples > 1 and all(stacks(model, runner) for model in models)
         self._stored: list[dict[str, Stored]] = [{} for _ in models]
         self._ahead: list[dict[str, Stored]] = [{} for _ in models]
         self._spare: list[Stored] = []
@@ -58,11 +58,6 @@ class Relay:
         self._files.shutdown()
         for stored in (*self._spare, *(item for items in (*self._stored, *self._ahead) for item in items.values())):
             stored.close()
-
-    @property
-    def batches(self) -> int | None:
-        """How many batches there are, None before the first move."""
-        return self._count
 
     def run(
         self,
