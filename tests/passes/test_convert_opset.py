@@ -43,7 +43,7 @@ DOWN = {
     "squeeze": (17, "y = Squeeze (x, zero)", 11),
     "reduce mean": (18, "y = ReduceMean (x, two)", 13),
     "split": (18, "y, z = Split <axis = 2, num_outputs = 2> (x)", 12),
-    "uneven split": (18, "y, z = Split <axis = 3, num_outputs = 4> (x)", 12),
+    "uneven split": (18, "f = Flatten (x) \n a, b, c1, d, e = Split <axis = 1, num_outputs = 5> (f)", 12),
     "softmax over the last": (17, "y = Softmax <axis = -1> (x)", 11),
     "gemm without bias": (13, "f = Flatten (x) \n y = Gemm <transB = 1> (f, f)", 9),
 }
