@@ -119,8 +119,6 @@ def recover(
                 relay.move(stop)
             # What the original gives there does not hang on how this layer is fit.
             following = next((later[0] for later in stops[index + 1 :] if later is not None), ())
-            for part in scratch:
-                part.clear()
             refitting = _Refitting(job, relay, kept, _positions_of(job, sizes[index], most), following)
             try:
                 found = _alive(job, refitting.run(scratch[0]))
@@ -255,6 +253,7 @@ class _Refitting:
 
         What the first round saw lies in ``scratch`` for the next.
         """
+        scratch.clear()
         sums_of: list[Moments] = []
         # The networks run meanwhile: more threads than cores would wait for each other.
         with threadpool_limits(1, "blas"):

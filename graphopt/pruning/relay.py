@@ -22,7 +22,7 @@ from graphopt.pruning.stored import Stored
 Names = Sequence[Sequence[str]]
 """Names of values, those of each model."""
 
-Runs = Iterator[tuple[int, tuple[Outputs, ...]]]
+Found = Iterator[tuple[int, tuple[Outputs, ...]]]
 """A batch's number, and what there is of each model."""
 
 _WAITING = 4
@@ -66,7 +66,7 @@ class Relay:
         settings: Sequence[Outputs] = ({},),
         only: Callable[[int], bool] | None = None,
         ahead: Names = (),
-    ) -> Runs:
+    ) -> Found:
         """Yield for each batch its number and the values ``wanted`` of each model, or of others in their places.
 
         Each batch is run once for each of ``settings``, which hold arrays for inputs that the data does not have.
