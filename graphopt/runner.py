@@ -10,13 +10,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from graphopt.ahead import ahead
+from graphopt.ahead import TOGETHER, ahead, core_count
 from graphopt.analysis.statistics import Request, Statistics
 from graphopt.analysis.taps import Tap
 from graphopt.calibration import Dataset, random_inputs
 from graphopt.calibration.collect import Progress, collect
 from graphopt.calibration.datasets import Feeds, samples_of
-from graphopt.calibration.sessions import core_count, session_of
+from graphopt.calibration.sessions import session_of
 from graphopt.calibration.tapping import Tapped
 from graphopt.diagnostics import DiagnosticSink
 from graphopt.errors import UsageError
@@ -31,9 +31,6 @@ _PROFILED_RUNS = 12
 _TIMED_SECONDS = 0.5
 """How long two models take turns at least: those of a millisecond need hundreds of turns for one percent."""
 _WARM_UP = 2
-
-_TOGETHER = 4
-"""Batches that are run at the same time at most: what each gives takes memory."""
 
 _FOLDS, _BLOCKS = 4, 32
 """One of so many parts of the data is held out, taken from so many places."""
@@ -153,7 +150,7 @@ class ModelRunner:
         UsageError without data, ModelError and TargetError.
         """
         tapped = [Tapped(tap.model, tap.wanted, tap.given, loose=tap.loose) for tap in taps]
-        together = min(core_count(), _TOGETHER)
+        together = min(core_count(), TOGETHER)
         sessions = [item.session(floats=False, threads=core_count() // together) for item in tapped]
 
         def run(batch: Sequence[Outputs]) -> tuple[Outputs, ...]:

@@ -24,13 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from graphopt.ahead import core_count
 from graphopt.analysis.statistics import Request, Statistics
 from graphopt.calibration.cache import DataHash, Saved, Store
 from graphopt.calibration.checks import is_float
 from graphopt.calibration.datasets import Dataset, Feeds, samples_of
 from graphopt.calibration.interrupts import deferred_interrupt
 from graphopt.calibration.observers import Observer, observer
-from graphopt.calibration.sessions import core_count
 from graphopt.calibration.tapping import Tapped, within_reach
 from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
 from graphopt.errors import UsageError

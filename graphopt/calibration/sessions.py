@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,3 @@ def session_of(model: Model, *, optimize: bool = False, **options: Any) -> Sessi
         path = Path(folder) / "model.onnx"
         io.save(model, path)
         return Session(path, optimize=optimize, **options)
-
-
-def core_count() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

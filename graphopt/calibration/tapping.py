@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from graphopt.ahead import core_count
 from graphopt.analysis.statistics import Request
 from graphopt.calibration.checks import is_float
 from graphopt.calibration.datasets import Feeds
-from graphopt.calibration.sessions import core_count, session_of
+from graphopt.calibration.sessions import session_of
 from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
 from graphopt.errors import UsageError
 from graphopt.ir import Graph, Model, Value, graphs, is_constant

@@ -13,7 +13,7 @@ from graphopt.pruning.route import Stop
 
 
 class Losses:
-    """Measures on the samples of ``relay``, whose only model is ``model`` and which has not moved yet.
+    """Measures on the samples of ``relay``, whose model is ``model`` and which has not moved yet.
 
     Outputs of floats tell, and where there is none those of integers. Of probabilities, what they are made of tells:
     where one class is certain, probabilities hide large errors.
@@ -22,8 +22,8 @@ class Losses:
     def __init__(self, model: Model, relay: Relay) -> None:
         self._outputs = _telling(model.graph.outputs)
         self._relay = relay
-        runs = relay.run([self._outputs]) if self._outputs else ()
-        self._exact = [[np.array(found[name], np.float64) for name in self._outputs] for _, (found,) in runs]
+        runs = relay.run(self._outputs) if self._outputs else ()
+        self._exact = [[np.array(found[name], np.float64) for name in self._outputs] for _, found in runs]
         self._power = [_variance([batch[index] for batch in self._exact]) for index in range(len(self._outputs))]
 
     @property
@@ -41,7 +41,7 @@ class Losses:
         It has the values rested on, by their names. What is not finite any more counts as all lost.
         """
         total, count = np.zeros(len(self._outputs)), np.zeros(len(self._outputs))
-        for (_, (found,)), exact in zip(self._relay.run([self._outputs], (changed,)), self._exact, strict=True):
+        for (_, found), exact in zip(self._relay.run(self._outputs, changed), self._exact, strict=True):
             for index, name in enumerate(self._outputs):
                 total[index] += _error(np.asarray(found[name], np.float64), exact[index], self._power[index])
                 count[index] += exact[index].size

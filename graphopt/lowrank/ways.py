@@ -77,9 +77,9 @@ def by_data(model: Model, sites: Sequence[Site], limits: Limits, runner: Runs) -
     place = {node: index for index, node in enumerate(model.graph)}
     order = sorted(range(len(sites)), key=lambda index: place[sites[index].layer.node])
     in_order = [sites[index] for index in order]
-    stops = resting_places((model,), [site.layer.node for site in in_order])
+    stops = resting_places(model, [site.layer.node for site in in_order])
     found: list[list[Way]] = []
-    with Relay(held, (model,), _PART, _samples(model, len(sites))) as relay:
+    with Relay(held, model, _PART, _samples(model, len(sites))) as relay:
         losses = Losses(model, relay)
         for wave in waves(in_order):
             grams = collect(model, wave, fitting)

@@ -105,7 +105,7 @@ def waves(groups: Sequence[Group]) -> Iterator[list[Group]]:
 
 
 class Effects:
-    """Measures what cuts do to the outputs of ``model``, the only one of ``relay``, which has not moved yet.
+    """Measures what cuts do to the outputs of ``model``, that of ``relay``, which has not moved yet.
 
     Outputs of floats tell, and where there is none those of other numbers.
     """
@@ -114,8 +114,8 @@ class Effects:
         self._model = model
         self._outputs = _telling(model.graph.outputs)
         self._relay = relay
-        runs = relay.run([self._outputs])
-        self._exact = [{name: np.array(array) for name, array in found.items()} for _, (found,) in runs]
+        runs = relay.run(self._outputs)
+        self._exact = [{name: np.array(array) for name, array in found.items()} for _, found in runs]
         self._power = {name: _variance([item[name] for item in self._exact]) for name in self._outputs}
 
     @property
@@ -134,7 +134,7 @@ class Effects:
         """
         copy, settings = _opened(self._model, cuts)
         total = {name: np.zeros(len(settings)) for name in self._outputs}
-        for place, (batch, (found,)) in enumerate(self._relay.run([self._outputs], (copy,), settings)):
+        for place, (batch, found) in enumerate(self._relay.run(self._outputs, copy, settings)):
             place %= len(settings)
             for name in self._outputs:
                 total[name][place] += _squared_error(found[name], self._exact[batch][name], self._power[name])
@@ -206,9 +206,9 @@ def rank(model: Model, groups: Sequence[Group], runner: Runs, *, samples: int) -
     place = {node: index for index, node in enumerate(model.graph)}
     in_order = sorted((group for group in groups if readers_in(group)), key=lambda group: _first(group, place))
     starts = [min((use.node for use in readers_in(group)), key=place.__getitem__) for group in in_order]
-    stops = dict(zip((group.index for group in in_order), resting_places((model,), starts), strict=True))
+    stops = dict(zip((group.index for group in in_order), resting_places(model, starts), strict=True))
     fitting, held = runner.folds()
-    with Relay(held, (model,), min(_PART, -(-samples // 2)), samples) as relay:
+    with Relay(held, model, min(_PART, -(-samples // 2)), samples) as relay:
         effects = Effects(model, relay)
         for bundle in waves(in_order):
             requests = dict.fromkeys(LayerMatrix.of(use.node).gram() for group in bundle for use in readers_in(group))

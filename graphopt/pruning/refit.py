@@ -31,8 +31,8 @@ _FIRST = 2
 class Moments:
     """Sums over ``count`` positions of x̂ x̂ᵀ [G, K, K], of t x̂ᵀ [G, O / G, K], of x̂ [G, K], t and t² [G, O / G]."""
 
-    inputs: Array
-    cross: Array
+    inputs: NDArray[Any]
+    cross: NDArray[Any]
     input_sum: Array
     target_sum: Array
     target_square: Array
@@ -45,19 +45,15 @@ class Moments:
         first, wanted, power = (np.zeros((groups, size)) for size in (width, outputs, outputs))
         return cls(square, cross, first, wanted, power, 0)
 
-    def add(self, rows: Rows, targets: NDArray[Any], *, again: bool = False) -> None:
-        """Add positions: ``rows`` [G, K, P] and ``targets`` [O, P]; ``again``: other targets of rows added before."""
-        groups, _, count = rows.shape
-        wanted = np.asarray(targets, np.float32).reshape(groups, -1, count)
-        if not again:
-            for total, block in zip(self.inputs, rows, strict=True):
-                # Of two matrices, a product with the own transpose takes half the work.
-                total += block @ block.T
-            self.input_sum += rows.sum(axis=2, dtype=np.float64)
-            self.count += count
-        self.cross += wanted @ rows.swapaxes(1, 2)
-        self.target_sum += wanted.sum(axis=2, dtype=np.float64)
-        self.target_square += np.square(wanted, dtype=np.float64).sum(axis=2)
+    def include(self, other: Moments) -> None:
+        """Add sums over other positions, in place."""
+        if other.count:
+            self.inputs += other.inputs
+            self.input_sum += other.input_sum
+        self.count += other.count
+        self.cross += other.cross
+        self.target_sum += other.target_sum
+        self.target_square += other.target_square
 
     def forget_targets(self) -> None:
         """Take back what was added of targets."""
@@ -85,6 +81,21 @@ class Moments:
             cross -= wanted[:, :, None] * first[:, None, :]
             square -= wanted**2
         return Means(gram, cross, square, first, wanted, centred)
+
+
+def products(rows: Rows, targets: NDArray[Any], *, again: bool = False) -> Moments:
+    """Return the sums over positions: ``rows`` [G, K, P] and ``targets`` [O, P].
+
+    ``again``: other targets of rows that are added up already. Sums of the rows are left out then.
+    """
+    groups, _, count = rows.shape
+    wanted = np.asarray(targets, np.float32).reshape(groups, -1, count)
+    sums = (wanted.sum(axis=2, dtype=np.float64), np.square(wanted, dtype=np.float64).sum(axis=2))
+    cross = wanted @ rows.swapaxes(1, 2)
+    if again:
+        return Moments(np.empty((groups, 0, 0)), cross, np.empty((groups, 0)), *sums, 0)
+    # Of two matrices, a product with the own transpose takes half the work.
+    return Moments(rows @ rows.swapaxes(1, 2), cross, rows.sum(axis=2, dtype=np.float64), *sums, count)
 
 
 def subtract_products(matrix: Array, left: Array, right: Array) -> None:

@@ -1,13 +1,13 @@
-"""Two networks run side by side over the same data, from one resting place to the next.
+"""A network run over the data again and again, from one resting place to the next.
 
-What both have at a resting place lies in files, so that memory does not grow with the data and nothing before it is run
+What it has at a resting place lies in files, so that memory does not grow with the data and nothing before it is run
 again.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
@@ -16,36 +16,36 @@ from numpy.typing import NDArray
 from graphopt.analysis.taps import Tap
 from graphopt.ir import Model, Value
 from graphopt.ir.query import reads
-from graphopt.pruning.stacking import Outputs, Traces, stacked, stacks
+from graphopt.pruning.stacking import Outputs, Traces, can_stack, stacked
 from graphopt.pruning.stored import Stored
 
-Names = Sequence[Sequence[str]]
-"""Names of values, those of each model."""
-
-Found = Iterator[tuple[int, tuple[Outputs, ...]]]
-"""A batch's number, and what there is of each model."""
+Found = Iterator[tuple[int, Outputs]]
+"""A batch's number, and arrays by the names of values."""
 
 _WAITING = 4
 """Arrays that may wait to be written."""
 
 
 class Relay:
-    """Runs ``models`` side by side, ``samples`` at a time and ``limit`` in all. At first they start from the data.
+    """Runs ``model``, ``samples`` at a time and ``limit`` in all. At first it starts from the data.
 
+    A model that takes one sample at a time is run on several if ``stacks``; None finds out whether it can be.
     A context manager: what is stored goes with it.
     """
 
-    def __init__(self, runner: Traces, models: Sequence[Model], samples: int, limit: int | None = None) -> None:
+    def __init__(
+        self, runner: Traces, model: Model, samples: int, limit: int | None = None, *, stacks: bool | None = None
+    ) -> None:
         self._runner = runner
-        self._models = tuple(models)
+        self._model = model
         self._samples = samples
         self._limit = limit
         self._count: int | None = None
-        self._loose = samples > 1 and all(stacks(model, runner) for model in models)
-        self._stored: list[dict[str, Stored]] = [{} for _ in models]
-        self._ahead: list[dict[str, Stored]] = [{} for _ in models]
+        self._loose = samples > 1 and (can_stack(model, runner) if stacks is None else stacks)
+        self._stored: dict[str, Stored] = {}
+        self._ahead: dict[str, Stored] = {}
         self._spare: list[Stored] = []
-        # One thread for all files: what is read or written next does not keep the networks waiting.
+        # One thread for all files: what is read or written next does not keep the network waiting.
         self._files = ThreadPoolExecutor(1)
         self._writing: deque[Future[None]] = deque()
 
@@ -56,71 +56,61 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         """Drop what is stored."""
         self._files.shutdown()
-        for stored in (*self._spare, *(item for items in (*self._stored, *self._ahead) for item in items.values())):
+        for stored in (*self._spare, *self._stored.values(), *self._ahead.values()):
             stored.close()
 
     def run(
         self,
-        wanted: Names,
-        models: Sequence[Model] | None = None,
+        wanted: Sequence[str],
+        model: Model | None = None,
         settings: Sequence[Outputs] = ({},),
         only: Callable[[int], bool] | None = None,
-        ahead: Names = (),
+        ahead: Sequence[str] = (),
     ) -> Found:
-        """Yield for each batch its number and the values ``wanted`` of each model, or of others in their places.
+        """Yield for each batch its number and the values ``wanted`` of the model, or of another in its place.
 
         Each batch is run once for each of ``settings``, which hold arrays for inputs that the data does not have.
-        ``only`` tells by its number whether a batch is run. ``ahead`` names what of each model the next move will want
-        and this run can give; it comes with the values.
+        ``only`` tells by its number whether a batch is run. ``ahead`` names what the next move will want and this run
+        can give; it comes with the values.
         """
         # Whether a value is wanted once more must not hang on how far the files are.
         self._settle()
-        further = [
-            [name for name in names if self._lacking(index, (name,)) != ()]
-            for index, names in enumerate(ahead or ((),) * len(self._models))
-        ]
-        taps = [
-            Tap(model, tuple(dict.fromkeys((*names, *more))), tuple(stored), self._loose)
-            for model, names, more, stored in zip(models or self._models, wanted, further, self._stored, strict=True)
-        ]
+        further = [name for name in ahead if self._lacking((name,)) != ()]
+        names = tuple(dict.fromkeys((*wanted, *further)))
+        tap = Tap(model or self._model, names, tuple(self._stored), self._loose)
         numbers: deque[int] = deque()
-        for found in self._runner.trace(taps, self._feeds(taps, settings, only, numbers)):
+        for (found,) in self._runner.trace([tap], self._feeds(tap, settings, only, numbers)):
             number = numbers.popleft()
-            for index, names in enumerate(further):
-                for name in names:
-                    self._put(index, name, number, found[index][name])
+            for name in further:
+                self._put(name, number, found[name])
             yield number, found
 
-    def move(self, names: Names) -> None:
-        """Go on to where ``names``, some of each model, are all that the rest of it reads."""
+    def move(self, names: Sequence[str]) -> None:
+        """Go on to where ``names`` are all that the rest of the model reads."""
         self._settle()
-        lacking = [self._lacking(index, some) for index, some in enumerate(names)]
-        for numbers in dict.fromkeys(lacking):
-            if numbers == ():
-                continue
-            some = [mine if of_mine == numbers else () for mine, of_mine in zip(names, lacking, strict=True)]
-            only = None if numbers is None else frozenset(numbers).__contains__
-            ran = sum(1 for _ in self.run(some, only=only, ahead=some))
+        lacking = self._lacking(names)
+        if lacking != ():
+            only = None if lacking is None else frozenset(lacking).__contains__
+            ran = sum(1 for _ in self.run(names, only=only, ahead=names))
             self._count = ran if self._count is None else self._count
         self._settle()
-        for index, mine in enumerate(names):
-            known = {**self._stored[index], **self._ahead[index]}
-            self._stored[index], self._ahead[index] = {name: known.pop(name) for name in mine}, {}
-            for stored in known.values():
-                stored.clear()
-                self._spare.append(stored)
+        known = {**self._stored, **self._ahead}
+        self._stored, self._ahead = {name: known.pop(name) for name in names}, {}
+        for stored in known.values():
+            stored.clear()
+            self._spare.append(stored)
 
-    def _lacking(self, index: int, names: Sequence[str]) -> tuple[int, ...] | None:
+    def _lacking(self, names: Sequence[str]) -> tuple[int, ...] | None:
         """Return the batches of which not all values are stored, None (all) while nobody knows how many there are."""
         if self._count is None:
             return None
-        stored = [self._ahead[index].get(name, ()) for name in names if name not in self._stored[index]]
+        stored = [self._ahead.get(name, ()) for name in names if name not in self._stored]
         return tuple(number for number in range(self._count) if any(number not in of_name for of_name in stored))
 
-    def _put(self, index: int, name: str, number: int, array: NDArray[Any]) -> None:
-        stored = self._ahead[index].get(name)
+    def _put(self, name: str, number: int, array: NDArray[Any]) -> None:
+        stored = self._ahead.get(name)
         if stored is None:
-            stored = self._ahead[index][name] = self._spare.pop() if self._spare else Stored()
+            stored = self._ahead[name] = self._spare.pop() if self._spare else Stored()
         if number not in stored:
             while len(self._writing) >= _WAITING:
                 self._writing.popleft().result()
@@ -131,32 +121,25 @@ class Relay:
             self._writing.popleft().result()
 
     def _feeds(
-        self,
-        taps: Sequence[Tap],
-        settings: Sequence[Outputs],
-        only: Callable[[int], bool] | None,
-        numbers: deque[int],
+        self, tap: Tap, settings: Sequence[Outputs], only: Callable[[int], bool] | None, numbers: deque[int]
     ) -> Iterator[Sequence[Outputs]]:
-        """Yield the inputs of each model, and what it is given, and note the batch's number."""
-        for number, found in self._from_data(only) if self._count is None else self._from_files(taps, only):
+        """Yield the model's inputs and what it is given, and note the batch's number."""
+        for number, found in self._from_data(only) if self._count is None else self._from_files(tap, only):
             for setting in settings:
                 numbers.append(number)
-                yield [{**values, **setting} for values in found]
+                yield ({**found, **setting},)
 
-    def _from_data(self, only: Callable[[int], bool] | None) -> Iterator[tuple[int, Sequence[Outputs]]]:
-        inputs = [[value for value in model.graph.inputs if not value.is_initializer()] for model in self._models]
-        taps = [Tap(m, tuple(str(v.name) for v in some)) for m, some in zip(self._models, inputs, strict=True)]
-        batches = self._runner.trace(taps, samples=self._samples, limit=self._limit)
-        if self._loose:
-            batches = stacked(batches, self._samples)
-        yield from ((number, found) for number, found in enumerate(batches) if only is None or only(number))
+    def _from_data(self, only: Callable[[int], bool] | None) -> Found:
+        inputs = [str(value.name) for value in self._model.graph.inputs if not value.is_initializer()]
+        tap = Tap(self._model, tuple(inputs))
+        given = (found for (found,) in self._runner.trace([tap], samples=self._samples, limit=self._limit))
+        batches = enumerate(stacked(given, self._samples) if self._loose else given)
+        yield from ((number, found) for number, found in batches if only is None or only(number))
 
-    def _from_files(
-        self, taps: Sequence[Tap], only: Callable[[int], bool] | None
-    ) -> Iterator[tuple[int, Sequence[Outputs]]]:
+    def _from_files(self, tap: Tap, only: Callable[[int], bool] | None) -> Found:
         """Read one batch ahead."""
-        some = [{name: stored[name] for name in _needed(tap)} for tap, stored in zip(taps, self._stored, strict=True)]
-        reading: deque[tuple[int, Future[list[Outputs]]]] = deque()
+        some = {name: self._stored[name] for name in _needed(tap)}
+        reading: deque[tuple[int, Future[Outputs]]] = deque()
         for number in range(self._count or 0):
             if only is None or only(number):
                 reading.append((number, self._files.submit(_read, some, number)))
@@ -166,8 +149,8 @@ class Relay:
         yield from ((number, found.result()) for number, found in reading)
 
 
-def _read(some: Sequence[dict[str, Stored]], number: int) -> list[Outputs]:
-    return [{name: stored.read(number) for name, stored in of_model.items()} for of_model in some]
+def _read(some: Mapping[str, Stored], number: int) -> Outputs:
+    return {name: stored.read(number) for name, stored in some.items()}
 
 
 def _needed(tap: Tap) -> list[str]:

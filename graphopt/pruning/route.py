@@ -1,12 +1,9 @@
-"""Where two networks that run side by side rest, so that little is run twice and little is stored."""
+"""Where a network that is run again and again rests, so that little is run twice and little is stored."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
 
 from graphopt.analysis.cost import Cost
 from graphopt.ir import Model, Node, TensorType, Value, is_constant
@@ -15,25 +12,23 @@ from graphopt.ir.query import reads, shape_of
 _BYTE = 30.0
 """Multiply-accumulates that take the time of writing and reading a byte."""
 
+Stop = tuple[str, ...]
+"""The names of the values to rest on."""
 
-_Cut = tuple[tuple[str, ...], float]
-
-Stop = tuple[tuple[str, ...], ...]
-"""For each model the names of the values to rest on."""
+_Cut = tuple[Stop, float]
 
 
-def resting_places(models: Sequence[Model], targets: Sequence[Node]) -> list[Stop | None]:
-    """Return, for each of ``targets``, nodes of the last model in the order of its graph, where to rest before it.
+def resting_places(model: Model, targets: Sequence[Node]) -> list[Stop | None]:
+    """Return, for each of ``targets``, nodes in the order of the model's graph, where to rest before it.
 
-    That is, for each model, the names of all values that this node (the one whose first output has the same name) and
-    those after it read of those before; or None to go on from the last place. The sum of what is run and stored is the
-    least.
+    That is, the names of all values that this node (the one whose first output has the same name: it may be another
+    model's) and those after it read of those before; or None to go on from the last place. The sum of what is run and
+    stored is the least.
     """
     names = [node.outputs[0].name for node in targets]
-    # What it costs to run all of the models up to each target, and past it.
-    before, past = np.sum([_running_costs_at(model, names) for model in models], axis=0)
-    found = [_cuts(model, names) for model in models]
-    cuts = [_joint(of_all) for of_all in zip(*found, strict=True)]
+    # What it costs to run the model up to each target, and past it.
+    before, past = _running_costs_at(model, names)
+    cuts = _cuts(model, names)
     count = len(targets)
     # best[i]: the least cost of all targets from the i-th on, when a rest is made right before it.
     best, follows = [0.0] * (count + 1), [count] * (count + 1)
@@ -52,14 +47,7 @@ def resting_places(models: Sequence[Model], targets: Sequence[Node]) -> list[Sto
     return _chosen(count, follows, cuts)
 
 
-def _joint(cuts: Sequence[_Cut | None]) -> tuple[Stop, float] | None:
-    known = [cut for cut in cuts if cut is not None]
-    if len(known) < len(cuts):
-        return None
-    return tuple(cut[0] for cut in known), sum(cut[1] for cut in known)
-
-
-def _chosen(count: int, follows: Sequence[int], cuts: Sequence[tuple[Stop, float] | None]) -> list[Stop | None]:
+def _chosen(count: int, follows: Sequence[int], cuts: Sequence[_Cut | None]) -> list[Stop | None]:
     places: list[Stop | None] = [None] * count
     index = follows[0] if count else count
     while index < count:
@@ -69,17 +57,18 @@ def _chosen(count: int, follows: Sequence[int], cuts: Sequence[tuple[Stop, float
     return places
 
 
-def _running_costs_at(model: Model, names: Sequence[str | None]) -> NDArray[np.float64]:
-    """Return [2, targets]: what is run before the node of each output, and with it, as far as there is such a node."""
+def _running_costs_at(model: Model, names: Sequence[str | None]) -> tuple[list[float], list[float]]:
+    """Return what is run before the node of each output, and with it, as far as there is such a node."""
     nodes = list(model.graph)
     place = {node.outputs[0].name: index for index, node in enumerate(nodes) if node.outputs}
     run = _running_costs(model, nodes)
-    found, last = np.zeros((2, len(names))), 0.0
-    for target, name in enumerate(names):
+    before, past = list[float](), list[float]()
+    for name in names:
         at = place.get(name)
-        found[:, target] = (last, last) if at is None else (run[at], run[at + 1])
-        last = found[1, target]
-    return found
+        last = past[-1] if past else 0.0
+        before.append(last if at is None else run[at])
+        past.append(last if at is None else run[at + 1])
+    return before, past
 
 
 def _running_costs(model: Model, nodes: Sequence[Node]) -> list[float]:

@@ -40,7 +40,7 @@ class Traces(Protocol):
         ...
 
 
-def stacks(model: Model, runner: Traces) -> bool:
+def can_stack(model: Model, runner: Traces) -> bool:
     """Tell whether a model that takes one sample at a time gives for two, one behind the other, what it gives for each.
 
     It is tried on the first two samples. False too where there are no two, or the model takes any number.
@@ -72,9 +72,8 @@ def _is_near(together: NDArray[Any], apart: Sequence[NDArray[Any]]) -> bool:
     return np.allclose(together, wanted, rtol=0, atol=_NEAR * np.abs(finite).max(initial=0.0), equal_nan=True)
 
 
-def stacked(batches: Iterable[tuple[Outputs, ...]], size: int) -> Iterator[tuple[Outputs, ...]]:
+def stacked(batches: Iterable[Outputs], size: int) -> Iterator[Outputs]:
     """Yield inputs of ``size`` batches in one. The last may be smaller."""
     left = iter(batches)
     while some := list(itertools.islice(left, size)):
-        by_model = zip(*some, strict=True)
-        yield tuple({name: np.concatenate([item[name] for item in items]) for name in items[0]} for items in by_model)
+        yield {name: np.concatenate([item[name] for item in some]) for name in some[0]}

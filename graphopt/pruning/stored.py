@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ class Stored:
         self._file = tempfile.TemporaryFile(prefix="graphopt-")  # noqa: SIM115 - closed by close()
         self._end = 0
         self._places: dict[int, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
+        self._lock = threading.Lock()
 
     def __contains__(self, number: int) -> bool:
         return number in self._places
@@ -34,10 +36,11 @@ class Stored:
     def write(self, number: int, array: NDArray[Any]) -> None:
         """Put an array under a number that has none. Raises OSError where there is no room."""
         plain = np.ascontiguousarray(array)
-        self._places[number] = self._end, array.shape, array.dtype
-        self._file.seek(self._end)
-        self._file.write(plain.reshape(-1).view(np.uint8).data)
-        self._end += plain.nbytes
+        with self._lock:
+            self._file.seek(self._end)
+            self._file.write(plain.reshape(-1).view(np.uint8).data)
+            self._places[number] = self._end, array.shape, array.dtype
+            self._end += plain.nbytes
 
     def read(self, number: int) -> NDArray[Any]:
         """Return a copy of the array under ``number``. Raises KeyError."""
@@ -52,8 +55,9 @@ class Stored:
 
     def _at(self, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         array = np.empty(math.prod(shape), dtype)
-        self._file.seek(start)
-        self._file.readinto(array.view(np.uint8).data)
+        with self._lock:
+            self._file.seek(start)
+            self._file.readinto(array.view(np.uint8).data)
         return array.reshape(shape)
 
     def clear(self) -> None:

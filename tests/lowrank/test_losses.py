@@ -33,7 +33,7 @@ def scaled(model: Model, factor: float) -> Model:
 @contextmanager
 def losses(model: Model, samples: int = 100) -> Iterator[Losses]:
     data = dataset_from_feeds(DATA, Session(io.to_proto(model).SerializeToString()).inputs)
-    with Relay(ModelRunner(data), (model,), 16, samples) as relay:
+    with Relay(ModelRunner(data), model, 16, samples) as relay:
         yield Losses(model, relay)
 
 
@@ -60,5 +60,5 @@ def test_what_is_not_finite_any_more_is_all_lost() -> None:
 
 def test_a_model_without_numbers_tells_nothing() -> None:
     model = model_of("agraph (float[N, 8] x, string[1] s) => (string[1] y) { y = Identity(s) }")
-    with Relay(ModelRunner(None), (model,), 16) as relay:
+    with Relay(ModelRunner(None), model, 16) as relay:
         assert not Losses(model, relay).can_tell

@@ -78,10 +78,10 @@ def test_losses_are_those_of_the_network_written_anew(reader: str, stop: tuple[s
     before = clone(model)
     cuts = [cut(model) for _ in range(3)]
 
-    with Relay(runner, (model,), 16) as relay:
+    with Relay(runner, model, 16) as relay:
         effects = Effects(model, relay)
         if stop is not None:
-            effects.rest((stop,))
+            effects.rest(stop)
         found = effects.losses(cuts)
 
     assert cuts[0]
@@ -96,7 +96,7 @@ def test_nothing_is_lost_by_the_weights_that_layers_have():
     layer = layer_of(gemm)
     assert layer is not None
 
-    with Relay(runner, (model,), 16) as relay:
+    with Relay(runner, model, 16) as relay:
         (found,) = Effects(model, relay).losses([{gemm: (rows_of(layer), bias_of(layer))}])
 
     assert found < 1e-10

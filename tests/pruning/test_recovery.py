@@ -8,7 +8,9 @@ import pytest
 from graphopt.calibration import dataset_from_arrays
 from graphopt.calibration.sessions import session_of
 from graphopt.ir import Model
-from graphopt.pruning import recovery, route
+from graphopt.pruning import recovery, reference, refitting, route
+from graphopt.pruning.refitting import Refitting
+from graphopt.pruning.relay import Relay
 from tests.helpers import check_equivalent, model_of, run
 from tests.pruning.pruned import value_of
 from tests.pruning.recovered import batches, error, recovered
@@ -248,7 +250,7 @@ def test_what_a_bound_cuts_off_is_not_made_up_for(bound, monkeypatch):
     before, unseen = model_of(text, weights=weights), batches(1, 64, seed=99, x=(1, 8, 8))[0]
 
     found = recovered(before, batches(x=(1, 8, 8)), {"both": [1]})
-    monkeypatch.setattr(recovery, "_ROUNDS", 0)
+    monkeypatch.setattr(refitting, "_ROUNDS", 0)
     at_once = recovered(before, batches(x=(1, 8, 8)), {"both": [1]})
 
     assert error(before, at_once.model, unseen) > 0.3
@@ -269,10 +271,15 @@ def test_batches_of_all_sizes():
     assert error(before, found.model, UNSEEN) < EXACT
 
 
+@pytest.mark.parametrize("size", [0, 1 << 28])
 @pytest.mark.parametrize("byte", [0.0, 1e9])
-def test_where_networks_rest_makes_no_difference(byte, monkeypatch):
-    """Once at every layer there is, and once nowhere; bounds, shortcuts and a cut in two places on the way."""
+def test_where_networks_rest_makes_no_difference(byte, size, monkeypatch):
+    """Once at every layer there is, and once nowhere; bounds, shortcuts and a cut in two places on the way.
+
+    Nor does it matter whether the original network is run for one layer at a time or for all at once.
+    """
     monkeypatch.setattr(route, "_BYTE", byte)
+    monkeypatch.setattr(reference, "_BYTES", size)
     text = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
         [first] h = Conv(x, w1)
         r = Relu(h)
@@ -324,13 +331,13 @@ def test_what_takes_long_is_not_run_again_for_every_layer(monkeypatch):
     weights = {"w1": normal(64, 3, 3, 3)} | {f"w{index}": normal(64, 64, 3, 3) for index in (2, 3, 4)}
     before = model_of(f"g (float[N, 3, 16, 16] x) => (float[N, 64, 8, 8] y) {{ {text} }}", weights=weights)
     places: list[object] = []
-    move = recovery.Relay.move
-    monkeypatch.setattr(recovery.Relay, "move", lambda self, names: (places.append(names), move(self, names)))
+    move = Relay.move
+    monkeypatch.setattr(Relay, "move", lambda self, names: (places.append(names), move(self, names)))
 
     found = recovered(before, batches(1, x=(3, 16, 16)), {"first": range(32)})
 
     assert len(found.refits) == 3
-    assert places == [(("d",), ("d",))]
+    assert places == [("d",)]
 
 
 @pytest.mark.parametrize(("plenty", "positions"), [(1, 4), (64, 9), (10**6, 64)])
@@ -340,14 +347,14 @@ def test_of_much_data_as_many_positions_are_fit_to_as_are_plenty(monkeypatch, pl
     monkeypatch.setattr(recovery, "_PLENTY", plenty)
     monkeypatch.setattr(recovery, "_SPARSEST", 4)
     seen: list[int] = []
-    batch_by_batch = recovery._Refitting._seen
+    placed = Refitting._placed
 
-    def noted(self):
-        for number, found in batch_by_batch(self):
-            seen.append(found[1].shape[1])
-            yield number, found
+    def noted(self, batch):
+        number, found = placed(self, batch)
+        seen.append(found[1].shape[1])
+        return number, found
 
-    monkeypatch.setattr(recovery._Refitting, "_seen", noted)
+    monkeypatch.setattr(Refitting, "_placed", noted)
     before = image_model("s = Conv(r, w2) y = Conv(s, w3)", w2=normal(4, 8, 1, 1), w3=normal(4, 4, 1, 1))
     data = dataset_from_arrays({"x": normal(16, 3, 8, 8)}, session_of(before).inputs)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from graphopt.pruning.refit import DAMPINGS, Moments, _lowest, fit
+from graphopt.pruning.refit import DAMPINGS, Moments, _lowest, fit, products
 
 RNG = np.random.default_rng(5)
 
@@ -12,8 +12,8 @@ def sums(rows, targets):
     """Moments of rows [G, K, P] and targets [O, P], added in two parts."""
     found = Moments.zeros(len(rows), len(targets) // len(rows), rows.shape[1])
     half = rows.shape[2] // 2
-    found.add(rows[:, :, :half], targets[:, :half])
-    found.add(rows[:, :, half:], targets[:, half:])
+    found.include(products(rows[:, :, :half], targets[:, :half]))
+    found.include(products(rows[:, :, half:], targets[:, half:]))
     return found
 
 
@@ -105,7 +105,7 @@ def test_targets_can_be_replaced_without_seeing_the_rows_again():
     rows, targets = case()
     again = sums(rows, targets)
     again.forget_targets()
-    again.add(rows, targets + 1, again=True)
+    again.include(products(rows, targets + 1, again=True))
 
     fresh = sums(rows, targets + 1)
 
@@ -142,7 +142,7 @@ def test_few_positions_at_a_time_give_the_same():
     found = Moments.zeros(2, 3, 5)
 
     for place in range(0, rows.shape[2], 10):
-        found.add(rows[:, :, place : place + 10], targets[:, place : place + 10])
+        found.include(products(rows[:, :, place : place + 10], targets[:, place : place + 10]))
 
     whole = sums(rows, targets)
     for name in ("inputs", "cross", "input_sum", "target_sum", "target_square"):

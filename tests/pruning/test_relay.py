@@ -1,4 +1,4 @@
-"""Two networks side by side: what they give from a resting place on is what they give from the data on."""
+"""What a network gives from a resting place on is what it gives from the data on."""
 
 from __future__ import annotations
 
@@ -45,34 +45,32 @@ def feeds(size: int = 32) -> list:
     return batches(5, 4, x=(3, size, size), add=())
 
 
-def gathered(runs, name: str, model: int = 0) -> np.ndarray:
-    return np.concatenate([np.array(found[model][name]) for _, found in runs])
+def gathered(runs, name: str) -> np.ndarray:
+    return np.concatenate([np.array(found[name]) for _, found in runs])
 
 
 @pytest.fixture
 def relay():
     with ExitStack() as open_ones:
 
-        def make(*models: Model, limit: int | None = None) -> Relay:
+        def make(model: Model, limit: int | None = None) -> Relay:
             arrays = {name: np.concatenate([feed[name] for feed in feeds()]) for name in ("x", "add")}
-            runner = ModelRunner(dataset_from_arrays(arrays, session_of(models[0]).inputs))
-            return open_ones.enter_context(Relay(runner, models, 4, limit))
+            runner = ModelRunner(dataset_from_arrays(arrays, session_of(model).inputs))
+            return open_ones.enter_context(Relay(runner, model, 4, limit))
 
         yield make
 
 
 def test_from_every_resting_place_it_gives_the_same(relay) -> None:
-    one, other = net(), net()
-    running = relay(one, other)
-    wanted = [gathered(running.run([("y",), ("y",)]), "y", model) for model in (0, 1)]
+    running = relay(net())
+    wanted = gathered(running.run(["y"]), "y")
 
     for place in (("h", "add"), ("h", "k", "add"), ("f", "add"), ("f", "i")):
-        running.move((place, place))
-        for model in (0, 1):
-            np.testing.assert_allclose(gathered(running.run([("y",), ("y",)]), "y", model), wanted[model], atol=1e-3)
+        running.move(place)
+        np.testing.assert_allclose(gathered(running.run(["y"]), "y"), wanted, atol=1e-3)
 
     np.testing.assert_array_equal(
-        gathered(running.run([("f", "i"), ()]), "i"), np.concatenate([f["add"] for f in feeds()])[:, None]
+        gathered(running.run(["i"]), "i"), np.concatenate([f["add"] for f in feeds()])[:, None]
     )
 
 
@@ -83,26 +81,25 @@ def test_files_of_places_left_behind_are_used_again(relay, monkeypatch: pytest.M
     running = relay(net())
 
     for place in (("h", "add"), ("h", "k", "add"), ("f", "add"), ("f", "i")):
-        running.move((place,))
+        running.move(place)
 
     assert len(made) == 4, "that of add stays, and i gets that of h or k"
 
 
 def test_what_a_run_gave_ahead_is_not_run_again(relay) -> None:
-    one, other = net(), net()
-    running = relay(one, other)
-    running.move((("h", "add"), ("h", "add")))
-    wanted = gathered(running.run([("f", "i"), ()]), "f")
+    running = relay(net())
+    running.move(("h", "add"))
+    wanted = gathered(running.run(["f", "i"]), "f")
 
-    for _ in running.run([("k",), ("h",)], only=lambda number: number % 2 == 0, ahead=(("f", "add"), ())):
+    for _ in running.run(["k"], only=lambda number: number % 2 == 0, ahead=("f", "add")):
         pass
-    again = [number for number, _ in running.run([("f",), ()], only=lambda number: number % 2 == 0)]
+    again = [number for number, _ in running.run(["f"], only=lambda number: number % 2 == 0)]
     traced = counted(running)
-    running.move((("f", "add"), ("h", "add")))
+    running.move(("f", "add"))
 
     assert again == [0, 2, 4]
     assert traced == [1, 3]
-    np.testing.assert_array_equal(gathered(running.run([("f",), ()]), "f"), wanted)
+    np.testing.assert_array_equal(gathered(running.run(["f"]), "f"), wanted)
 
 
 def counted(running: Relay) -> list[int]:
@@ -126,9 +123,9 @@ def test_only_what_is_needed_is_read(relay, monkeypatch: pytest.MonkeyPatch) -> 
         Stored, "read", lambda self, number: (found := read(self, number), shapes.append(found.shape))[0]
     )
     running = relay(net())
-    running.move((("h", "k", "add"),))
+    running.move(("h", "k", "add"))
 
-    list(running.run([("m",)], only=lambda number: number == 0))
+    list(running.run(["m"], only=lambda number: number == 0))
 
     assert shapes == [(4, 8, 32, 32)], "k alone"
 
@@ -141,15 +138,15 @@ def test_arrays_come_back_as_they_were_stored(array: np.ndarray) -> None:
         np.testing.assert_array_equal(stored.read(7), array, strict=True)
 
 
-def test_others_may_run_in_the_place_of_the_models(relay) -> None:
+def test_another_may_run_in_the_place_of_the_model(relay) -> None:
     model = net()
     changed = clone(model)
     AnalysisManager(Editor(changed)).get(Shapes)
     Editor(changed).set_weight(changed.graph.initializers["v"], np.zeros((8, 10), np.float32))
     running = relay(model)
-    running.move((("f", "add"),))
+    running.move(("f", "add"))
 
-    found = gathered(running.run([("y",)], models=(changed,)), "y")
+    found = gathered(running.run(["y"], model=changed), "y")
 
     np.testing.assert_array_equal(found, np.repeat(np.concatenate([f["add"] for f in feeds()])[:, None], 10, 1))
 
@@ -165,8 +162,8 @@ def test_every_batch_is_run_for_each_setting(relay, rest: bool) -> None:
     )
     AnalysisManager(Editor(ready)).get(Shapes)
     running = relay(model)
-    running.move((("f", "add"),))
-    whole = gathered(running.run([("f",)]), "f")
+    running.move(("f", "add"))
+    whole = gathered(running.run(["f"]), "f")
     settings = [{"factor": np.float32(1)}, {"factor": np.float32(3)}]
     if not rest:
         running = relay(model)
@@ -175,7 +172,7 @@ def test_every_batch_is_run_for_each_setting(relay, rest: bool) -> None:
         )
         whole = np.concatenate([feed["add"] for feed in feeds()])
 
-    found = [np.array(values["y"]) for _, (values,) in running.run([("y",)], models=(ready,), settings=settings)]
+    found = [np.array(values["y"]) for _, values in running.run(["y"], model=ready, settings=settings)]
 
     assert len(found) == 10
     np.testing.assert_allclose(np.concatenate(found[0::2]), whole)
@@ -185,6 +182,6 @@ def test_every_batch_is_run_for_each_setting(relay, rest: bool) -> None:
 def test_no_more_samples_are_run_than_asked_for(relay) -> None:
     running = relay(net(), limit=6)
 
-    assert [len(found["y"]) for _, (found,) in running.run([("y",)])] == [4, 2]
-    running.move((("f", "add"),))
-    assert [len(found["y"]) for _, (found,) in running.run([("y",)])] == [4, 2]
+    assert [len(found["y"]) for _, found in running.run(["y"])] == [4, 2]
+    running.move(("f", "add"))
+    assert [len(found["y"]) for _, found in running.run(["y"])] == [4, 2]

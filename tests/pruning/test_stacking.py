@@ -11,7 +11,7 @@ from graphopt.calibration import dataset_from_arrays
 from graphopt.calibration.sessions import session_of
 from graphopt.ir import Editor, Model
 from graphopt.pruning.relay import Relay
-from graphopt.pruning.stacking import stacks
+from graphopt.pruning.stacking import can_stack
 from graphopt.runner import ModelRunner
 from tests.helpers import model_of, run
 
@@ -42,28 +42,28 @@ def runner(of: Model, samples: np.ndarray = X) -> ModelRunner:
 @pytest.mark.parametrize("tail", ALIKE.values(), ids=ALIKE)
 def test_samples_that_do_not_meet_are_stacked(tail: str) -> None:
     net = model(ONE + tail)
-    assert stacks(net, runner(net))
+    assert can_stack(net, runner(net))
 
-    with Relay(runner(net), (net, net), 3) as relay:
+    with Relay(runner(net), net, 3) as relay:
         for _ in range(2):
-            found = [values["y"] for _, (values, _) in relay.run([("y",), ("y",)])]
+            found = [values["y"] for _, values in relay.run(["y"])]
             assert [len(array) for array in found] == [3, 2]
             wanted = np.concatenate([run(net, {"x": x[None]})[0] for x in X])
             np.testing.assert_allclose(np.concatenate(found), wanted, atol=1e-5)
-            relay.move((("c",), ("c",)))
+            relay.move(("c",))
 
 
 @pytest.mark.parametrize("tail", APART.values(), ids=APART)
 def test_samples_that_meet_are_run_one_by_one(tail: str) -> None:
     net = model(ONE + tail)
-    assert not stacks(net, runner(net))
+    assert not can_stack(net, runner(net))
 
-    with Relay(runner(net), (net,), 3) as relay:
-        assert [len(values["c"]) for _, (values,) in relay.run([("c",)])] == [1] * 5
+    with Relay(runner(net), net, 3) as relay:
+        assert [len(values["c"]) for _, values in relay.run(["c"])] == [1] * 5
 
 
 def test_one_sample_and_models_of_any_number_are_left_as_they_are() -> None:
     net = model(ONE + ALIKE["Flatten"])
-    assert not stacks(net, runner(net, X[:1]))
+    assert not can_stack(net, runner(net, X[:1]))
     free = model(ONE.replace("float[1, 3", "float[N, 3").replace("float[1, 4]", "float[N, 4]") + ALIKE["Flatten"])
-    assert not stacks(free, runner(free))
+    assert not can_stack(free, runner(free))
