@@ -41,7 +41,7 @@ Kept = Mapping[str, Staying]
 Writer = Callable[[Job, Fit, Gram], None]
 """Writes what was fit of a layer, given the Gram matrix of what it reads, and may split the layer thereby."""
 
-_SAMPLES = 16
+_SAMPLES = 8
 """Samples that are run at a time."""
 
 _ROWS, _DENSEST = 1 << 18, 256

@@ -14,7 +14,7 @@ from graphopt.driver import Result, optimize
 from graphopt.errors import ModelError, UsageError
 from graphopt.ir import Model, nodes
 from graphopt.ir.interface import InterfaceEditor
-from graphopt.pruning import recovery
+from graphopt.pruning import refitting
 from graphopt.pruning.refit import Fit, Moments
 from graphopt.runner import ModelRunner
 from graphopt.targets import find
@@ -212,13 +212,13 @@ def test_refitting_wins_back_what_earlier_layers_lose(rows: Path) -> None:
 
 def test_of_few_samples_too_some_are_held_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     np.savez(tmp_path / "few.npz", x=inputs(32, 0))
-    counts, fit = [], recovery.fit
+    counts, fit = [], refitting.fit
 
     def counted(fitting: Moments, held: Moments, *rest: Any, **more: Any) -> Fit:
         counts.append(held.count)
         return fit(fitting, held, *rest, **more)
 
-    monkeypatch.setattr(recovery, "fit", counted)
+    monkeypatch.setattr(refitting, "fit", counted)
     split(mlp(), "ratio=0.5,align=4", tmp_path / "few.npz")
     assert counts and min(counts) >= 8
 
