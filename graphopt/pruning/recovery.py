@@ -185,9 +185,10 @@ class _Plan:
         chain = [] if alone or (size is not None and size.bytes >= _BYTES) else chain_of(job, kept)
         stays = kept.get(str(job.result.name), {})
         keeping = [partial(_rows_of, stays=stays, unfold=unfold)]
-        if not chain or not is_worthwhile(chain):
-            return cls(job, unfold, (), [Wanted(result, job.layer.node, keep) for keep in keeping])
-        keeping.append(partial(_staying, stays=stays))
+        if chain and is_worthwhile(chain):
+            keeping.append(partial(_staying, stays=stays))
+        else:
+            chain = []
         return cls(job, unfold, chain, [Wanted(result, job.layer.node, keep) for keep in keeping])
 
     @property
