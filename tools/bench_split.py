@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 import numpy as np
-from bench_prune_accuracy import calibration
+from bench_prune_accuracy import INPUTS, calibration
 from bench_quantize_data import SHARED, Arrays, Task, all_tasks, module_of
 from bench_time import Stopwatch, in_turns
 from PIL import Image
@@ -32,11 +32,8 @@ from graphopt.analysis.cost import Cost
 from graphopt.runtime import compare
 
 PHOTOS, TUMOR = "efficientnet_lite0", "tumor_vgg16"
-_CROPS = 300
-"""Crops of 100 photos, and their mirror images, that the first is calibrated on."""
-
 _EDGE, _CALIBRATION, _TEST = 240, range(7, 1000, 10), range(3, 1000, 20)
-"""Pixels of its photos, and the numbers of those that it is calibrated and compared on."""
+"""Pixels of its photos, and the numbers of those that it is calibrated (with mirror images) and compared on."""
 
 VARIANTS = {"plain": "refit=false", "whitened": "refit=false", "refit": "refit=true"}
 """Options of each way to split; ``plain`` gets no data."""
@@ -98,13 +95,13 @@ def tasks() -> dict[str, Task]:
     found = {task.name: task for task in all_tasks()}
     if (SHARED / "metrics.py").is_file():
         found[PHOTOS] = replace(
-            found[PHOTOS], name=f"{PHOTOS}-crops", make_calibration=lambda: {"input": calibration("imagenet", _CROPS)}
+            found[PHOTOS], name=f"{PHOTOS}-crops", make_calibration=lambda: {"input": calibration("imagenet", INPUTS)}
         )
         found[TUMOR] = Task(
             TUMOR,
             "-",
             partial(zoo.fetch, TUMOR),
-            partial(_photos, _CALIBRATION),
+            lambda: {"input": np.concatenate([_both(photo) for photo in _photos(_CALIBRATION)["input"]])},
             lambda session, limit: float("nan"),
             partial(_photos, range(_TEST.start, _TEST.start + 1)),
         )
@@ -126,6 +123,10 @@ def unseen(name: str) -> Arrays:
 def _photos(numbers: range) -> Arrays:
     """Return the middles of photos, float32[N, 240, 240, 3] in 0..1."""
     return {"input": np.stack([_photo(SHARED / f"data/imagenet_1000/{number:04d}.jpg") for number in numbers])}
+
+
+def _both(photo: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.stack([photo, photo[:, ::-1]])
 
 
 def _photo(path: Path) -> np.ndarray[Any, Any]:
