@@ -33,7 +33,7 @@ from graphopt.runtime import compare
 
 PHOTOS, TUMOR = "efficientnet_lite0", "tumor_vgg16"
 _EDGE, _CALIBRATION, _TEST = 240, range(7, 1000, 10), range(3, 1000, 20)
-"""Pixels of its photos, and the numbers of those that it is calibrated (with mirror images) and compared on."""
+"""Pixels of its photos, and the numbers of those that it is calibrated and compared on."""
 
 VARIANTS = {"plain": "refit=false", "whitened": "refit=false", "refit": "refit=true"}
 """Options of each way to split; ``plain`` gets no data."""
@@ -95,13 +95,15 @@ def tasks() -> dict[str, Task]:
     found = {task.name: task for task in all_tasks()}
     if (SHARED / "metrics.py").is_file():
         found[PHOTOS] = replace(
-            found[PHOTOS], name=f"{PHOTOS}-crops", make_calibration=lambda: {"input": calibration("imagenet", INPUTS)}
+            found[PHOTOS],
+            name=f"{PHOTOS}-{INPUTS}-crops",
+            make_calibration=lambda: {"input": calibration("imagenet", INPUTS)},
         )
         found[TUMOR] = Task(
-            TUMOR,
+            f"{TUMOR}-views",
             "-",
             partial(zoo.fetch, TUMOR),
-            lambda: {"input": np.concatenate([_both(photo) for photo in _photos(_CALIBRATION)["input"]])},
+            _views,
             lambda session, limit: float("nan"),
             partial(_photos, range(_TEST.start, _TEST.start + 1)),
         )
@@ -122,17 +124,30 @@ def unseen(name: str) -> Arrays:
 
 def _photos(numbers: range) -> Arrays:
     """Return the middles of photos, float32[N, 240, 240, 3] in 0..1."""
-    return {"input": np.stack([_photo(SHARED / f"data/imagenet_1000/{number:04d}.jpg") for number in numbers])}
+    return {"input": np.stack([_middle(_read(number)) for number in numbers])}
 
 
-def _both(photo: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.stack([photo, photo[:, ::-1]])
+def _read(number: int) -> np.ndarray[Any, Any]:
+    image = Image.open(SHARED / f"data/imagenet_1000/{number:04d}.jpg").convert("RGB")
+    return np.asarray(image, np.float32) / 255
 
 
-def _photo(path: Path) -> np.ndarray[Any, Any]:
-    image = Image.open(path).convert("RGB")
-    left, top = (image.width - _EDGE) // 2, (image.height - _EDGE) // 2
-    return np.asarray(image.crop((left, top, left + _EDGE, top + _EDGE)), np.float32) / 255
+def _middle(photo: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    top, left = ((size - _EDGE) // 2 for size in photo.shape[:2])
+    return photo[top : top + _EDGE, left : left + _EDGE]
+
+
+def _views() -> Arrays:
+    """Return what it is calibrated on: of each photo the middle, its mirror image and another part."""
+    rng = np.random.default_rng(0)
+    views = []
+    for number in _CALIBRATION:
+        photo = _read(number)
+        height, width, _ = photo.shape
+        top, left = (int(rng.integers(0, size - _EDGE + 1)) for size in (height, width))
+        middle = _middle(photo)
+        views += [middle, middle[:, ::-1], photo[top : top + _EDGE, left : left + _EDGE]]
+    return {"input": np.stack(views)}
 
 
 @dataclass(frozen=True)
@@ -158,7 +173,7 @@ def measure(case: Case, task: Task, variants: Sequence[str], pipeline: str, watc
     with tempfile.TemporaryDirectory() as folder:
         before = Path(folder) / "whole.onnx"
         graphopt.optimize(task.model(), output=before, preset="lossless")
-        exact, whole = _scored(task, before), Cost.measure(io.load(before))
+        exact, whole = _scored(case, task, before), Cost.measure(io.load(before))
         files, runs = {"": before}, {}
         for variant in variants:
             files[variant] = Path(folder) / f"{variant}.onnx"
@@ -173,7 +188,7 @@ def measure(case: Case, task: Task, variants: Sequence[str], pipeline: str, watc
                 case,
                 variant,
                 exact,
-                _scored(task, files[variant]),
+                _scored(case, task, files[variant]),
                 _sqnr(before, files[variant], unseen(case.model)),
                 cost.parameters / whole.parameters,
                 cost.total_macs / whole.total_macs,
@@ -184,10 +199,10 @@ def measure(case: Case, task: Task, variants: Sequence[str], pipeline: str, watc
             )
 
 
-def _scored(task: Task, path: Path) -> float | None:
+def _scored(case: Case, task: Task, path: Path) -> float | None:
     import onnxruntime
 
-    if task.name == TUMOR:
+    if case.model == TUMOR:
         return None
     session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return 100 * float(task.score(session, None))
