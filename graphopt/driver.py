@@ -117,6 +117,8 @@ def optimize(
     for diagnostic in loaded.meta.get(DIAGNOSTICS, ()):
         sink.add(diagnostic)
     # The importer has verified what it loaded; a model that was handed over may be anything.
+    if target is not None and not target.verified:
+        sink.add(unverified(target))
     checks: list[Instrument] = [Verify(at_start=loaded is model)] if verify else []
     dataset = _dataset(loaded, data, sink, seed)
     statistics = None if cache is None else Path(cache)
@@ -144,6 +146,12 @@ def optimize(
     if report_file is not None:
         write_report(result.report(), Path(report_file))
     return result
+
+
+def unverified(target: Target) -> Diagnostic:
+    """Return the warning that nothing stated of ``target`` was tried on the real thing."""
+    text = f"the facts about the target {target.name} are not verified: {target.source}"
+    return Diagnostic(Severity.WARNING, "TARGET001", text, hint="run the result on the device before relying on it")
 
 
 def _dataset(
