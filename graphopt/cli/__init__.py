@@ -15,6 +15,7 @@ COMMANDS = {
     "diff": ("graphopt.cli.show", "Compare two models line by line, as text."),
     "compare": ("graphopt.cli.measure", "Run two models on the same inputs and compare their outputs."),
     "bench": ("graphopt.cli.measure", "Time a model, or two in turns, on the first batch of the data."),
+    "check": ("graphopt.cli.check", "Ask the target's own toolchain whether it takes a model whole and right."),
     "sensitivity": ("graphopt.cli.sensitivity", "Measure what quantizing each layer costs, the worst first."),
     "passes": ("graphopt.cli.lists", "List the passes, or explain one."),
     "presets": ("graphopt.cli.lists", "List the pipelines that graphopt ships."),

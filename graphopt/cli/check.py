@@ -1,0 +1,65 @@
+"""``graphopt check`` and ``graphopt explain``: what the target's own toolchain says of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphopt import targets
+from graphopt.backend.toolchain import TIME_LIMIT
+from graphopt.checking import SAMPLES, Numbers, check as run_check
+from graphopt.cli.common import json_option, numbers, options, print_json, seed_option
+from graphopt.errors import CheckError
+
+target_options = options(
+    click.option(
+        "--target", metavar="NAME", required=True, help="Where it is to run: qnn-htp, qnn-htp:soc=43, rknn, ..."
+    ),
+    click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a symbolic axis."),
+    click.option(
+        "--time-limit",
+        type=click.FloatRange(min=0, min_open=True),
+        default=TIME_LIMIT,
+        show_default=True,
+        metavar="S",
+        help="Seconds that the toolchain gets for one run.",
+    ),
+)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@target_options
+@click.option("--reference", type=click.Path(path_type=Path), metavar="FLOAT", help="The float model.")
+@click.option("--data", metavar="DATA", help="Inputs: a .npz, .npy, folder, or package.module:callable.")
+@click.option("--limit", type=click.IntRange(min=1), default=SAMPLES, show_default=True, help="Samples to run.")
+@click.option("--preprocess", type=click.Path(path_type=Path), metavar="FILE", help="TOML for a folder of images.")
+@click.option("--numbers/--no-numbers", "compared", default=True, help="Whether to run it and compare its outputs.")
+@seed_option
+@json_option
+def check(model: Path, **given: Any) -> int:
+    """Ask the target's own toolchain whether it takes a model as a whole, in integers and right.
+
+    Exit code 7: it does not. 6: the toolchain is not installed, crashed, or did not finish.
+    """
+    wanted = Numbers(
+        reference=given["reference"],
+        data=given["data"],
+        samples=given["limit"],
+        preprocess=given["preprocess"],
+        seed=given["seed"],
+    )
+    report = run_check(
+        model,
+        target=targets.find(given["target"]),
+        numbers=wanted if given["compared"] else None,
+        dims=numbers(given["dims"], "--dim"),
+        time_limit=given["time_limit"],
+    )
+    if given["as_json"]:
+        print_json(report.to_json())
+    else:
+        click.echo(report.render())
+    return 0 if report.passed else CheckError.exit_code
