@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from graphopt.backend import check_qnn
+from graphopt.backend import check_openvino, check_ort, check_qnn, check_rknn
 from graphopt.backend.job import Job, Outcome
 from graphopt.backend.report import CheckReport
 from graphopt.errors import TargetError
 
 CHECKERS: Mapping[str, Callable[[Job], CheckReport]] = {
+    "openvino": check_openvino.check,
+    "ort": check_ort.check,
     "qnn": check_qnn.check,
+    "rknn": check_rknn.check,
 }
 """By the name of the toolchain, as targets state it."""
 

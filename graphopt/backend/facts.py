@@ -69,7 +69,9 @@ def _inputs(model: Model, target: Target) -> Iterator[Diagnostic]:
     for name, axes in dynamic_axes(model).items():
         sizes = ",".join(f"{axis}=1" for axis in axes if not axis.isdecimal()) or f"{name}.0=1"
         text = f"its shape is not fixed ({', '.join(axes) or 'unknown rank'}); the target takes fixed shapes only"
-        yield _error("CHK001", text, name, f"give the sizes: --dim {sizes.replace(',', ' --dim ')}, or fix-shapes{{{sizes}}}")
+        yield _error(
+            "CHK001", text, name, f"give the sizes: --dim {sizes.replace(',', ' --dim ')}, or fix-shapes{{{sizes}}}"
+        )
 
 
 def _versions(model: Model, target: Target) -> Iterator[Diagnostic]:
@@ -132,7 +134,9 @@ def _products(model: Model, target: Target) -> Iterator[Diagnostic]:
         if node.op_type != "MatMul" or node.domain:
             continue
         producers = [value.producer() if value is not None else None for value in node.inputs]
-        pairs = [item for item in producers if item is not None and dequantizes(item) and not is_constant(item.inputs[0])]
+        pairs = [
+            item for item in producers if item is not None and dequantizes(item) and not is_constant(item.inputs[0])
+        ]
         if len(pairs) == 2 and all(integer_type(pair) == wanted.wide_activations for pair in pairs):
             text = f"a product of two {wanted.wide_activations}: the target cuts the second one to 8 bits"
             yield _warning("CHK007", text, node.name, f"give both operands {wanted.wide_products}")

@@ -81,7 +81,7 @@ class Job:
 
     def load_outputs(self, names: Sequence[str], files: Sequence[str]) -> list[Arrays]:
         """Read the outputs that a worker wrote."""
-        found = []
+        found: list[Arrays] = []
         for file in files:
             with np.load(file) as arrays:
                 found.append({name: arrays[f"arr_{index}"] for index, name in enumerate(names)})
@@ -121,9 +121,7 @@ def agreement_gate(job: Job, outputs: Sequence[Arrays]) -> tuple[Gate, tuple[Agr
     return Gate("agreement", good, text), found
 
 
-def agreement(
-    expected: Sequence[Arrays], target: Sequence[Arrays], cpu: Sequence[Arrays]
-) -> tuple[Agreement, ...]:
+def agreement(expected: Sequence[Arrays], target: Sequence[Arrays], cpu: Sequence[Arrays]) -> tuple[Agreement, ...]:
     """Return how near each output of ``target`` and of ``cpu`` comes to ``expected``."""
     near = {item.name: item for item in differences(zip(expected, target, strict=True))}
     same = {item.name: item for item in differences(zip(cpu, target, strict=True))}

@@ -9,12 +9,13 @@ from graphopt.targets import Quantization
 
 _FLOATS = frozenset({DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16, DataType.DOUBLE})
 _OPERATORS = frozenset(
-    """
-    ConvInteger DynamicQuantizeGRU DynamicQuantizeLSTM DynamicQuantizeLinear DynamicQuantizeMatMul MatMulBnb4
-    MatMulInteger MatMulInteger16 MatMulIntegerToFloat MatMulNBits QAttention QEmbedLayerNormalization QGemm
-    QLinearAdd QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMatMul
-    QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QOrderedMatMul
-    """.split()
+    {
+        *("ConvInteger", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBits", "MatMulBnb4"),
+        *("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention", "QGemm"),
+        *("QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool"),
+        *("QLinearLeakyRelu", "QLinearMatMul", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid"),
+        *("QLinearSoftmax", "QLinearWhere", "QEmbedLayerNormalization", "QOrderedMatMul"),
+    }
 )
 """Operators of quantized models that hold no Q/DQ pairs."""
 
@@ -45,7 +46,7 @@ def integer_type(node: Node) -> str:
     if zero is not None and zero.dtype is not None:
         return _name(zero.dtype)
     if zero is not None and (array := constant(zero)) is not None:
-        return array.dtype.name
+        return str(array.dtype.name)
     integers = node.outputs[0] if quantizes(node) else node.inputs[0]
     if integers is not None and integers.dtype is not None:
         return _name(integers.dtype)
@@ -113,4 +114,4 @@ def _is_float(value: Value) -> bool:
 
 
 def _name(dtype: DataType) -> str:
-    return dtype.numpy().name
+    return str(dtype.numpy().name)

@@ -73,7 +73,8 @@ def ask(
     asked.write_text(json.dumps(request), encoding="utf-8")
     program = script or _WORKERS / f"{toolchain.worker}.py"
     with printed.open("wb") as log:
-        code = _run([toolchain.python or sys.executable, str(program), str(asked), str(answered)], log, time_limit)
+        command = [toolchain.python or sys.executable, str(program), str(asked), str(answered)]
+        code = _run(command, log, folder, time_limit)
     text = _without_colours(printed.read_text(encoding="utf-8", errors="replace"))
     if code is None:
         raise TargetError(
@@ -99,7 +100,7 @@ def last_lines(text: str, count: int) -> str:
     return "\n".join(lines[-count:])
 
 
-def _run(command: Sequence[str], log: Any, time_limit: float) -> int | None:
+def _run(command: Sequence[str], log: Any, folder: Path, time_limit: float) -> int | None:
     """Run ``command`` with its output in ``log``; its exit code, ``None`` when the time was over."""
     # The scripts' folder must not come first where modules are looked for: a worker may be called like a package.
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
@@ -109,6 +110,7 @@ def _run(command: Sequence[str], log: Any, time_limit: float) -> int | None:
         stdout=log,
         stderr=subprocess.STDOUT,
         env=environment,
+        cwd=folder,  # some leave files of their own where they are started
         start_new_session=True,
         creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
@@ -141,7 +143,9 @@ def _crashed(toolchain: Toolchain, code: int, log: str) -> TargetError:
     return TargetError(
         f"{toolchain.title} crashed: it {how}",
         context=last_lines(log, _TAIL_LINES) or None,
-        hint="it may have run out of memory" if memory else "`graphopt check --log FILE` keeps all that it prints",
+        hint="it may have run out of memory"
+        if memory
+        else "a smaller part of the model may show what it stumbles over",
     )
 
 

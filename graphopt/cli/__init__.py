@@ -20,6 +20,7 @@ COMMANDS = {
     "passes": ("graphopt.cli.lists", "List the passes, or explain one."),
     "presets": ("graphopt.cli.lists", "List the pipelines that graphopt ships."),
     "targets": ("graphopt.cli.lists", "List the targets."),
+    "toolchains": ("graphopt.cli.toolchains", "List the vendors' toolchains, or install one in its own environment."),
     "zoo": ("graphopt.cli.lists", "List real models, or fetch some."),
     "bisect": ("graphopt.cli.debug", "Find the pass and the rewrite that break a model."),
     "replay": ("graphopt.cli.debug", "Run a reproducer that --repro wrote."),

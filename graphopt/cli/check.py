@@ -9,7 +9,8 @@ import click
 
 from graphopt import targets
 from graphopt.backend.toolchain import TIME_LIMIT
-from graphopt.checking import SAMPLES, Numbers, check as run_check
+from graphopt.checking import SAMPLES, Numbers
+from graphopt.checking import check as run_check
 from graphopt.cli.common import json_option, numbers, options, print_json, seed_option
 from graphopt.errors import CheckError
 

@@ -161,7 +161,8 @@ def compare(
 
     def pairs() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         nonlocal count
-        for count, feeds in enumerate(batches, start=1):
+        for feeds in batches:
+            count += 1
             left = first.run(feeds)
             right = second.run({k: v for k, v in feeds.items() if k in second.accepts or k not in first.accepts})
             if metric is not None:

@@ -19,6 +19,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 def main(asked: str, answered: str) -> None:
@@ -33,13 +34,13 @@ def main(asked: str, answered: str) -> None:
     os.replace(part, answered)
 
 
-def work(request: dict) -> dict:
+def work(request: dict[str, Any]) -> dict[str, Any]:
     """Do what the request asks for, as far as it goes."""
     import numpy as np
     import onnxruntime as ort
 
     plugin = importlib.import_module(request["package"])
-    answer: dict = {
+    answer: dict[str, Any] = {
         "versions": {"onnxruntime": ort.__version__, request["package"]: getattr(plugin, "__version__", "")},
         "error": "",
         "stage": "",
@@ -81,7 +82,7 @@ def work(request: dict) -> dict:
     return {**answer, "stage": ""}
 
 
-def session_options(ort, plugin, request: dict):  # type: ignore[no-untyped-def]
+def session_options(ort: Any, plugin: Any, request: dict[str, Any]) -> Any:
     """Return the options of a session on the provider, ``None`` when it finds no device."""
     ort.register_execution_provider_library(request["provider"], plugin.get_library_path())
     devices = [device for device in ort.get_ep_devices() if device.ep_name == request["provider"]]
