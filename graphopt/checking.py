@@ -103,7 +103,7 @@ def _with_numbers(job: Job, numbers: Numbers) -> Job:
     batches = _batches(session, numbers)
     cpu = [session.run(feeds) for feeds in batches]
     if numbers.reference is not None:
-        reference, named = Session(numbers.reference), f"{numbers.reference}"
+        reference, named = Session(numbers.reference, optimize=False), f"{numbers.reference}"
     elif job.quantized:
         floats = io.from_proto(io.to_proto(job.model))
         optimize(floats, pipeline="strip-qdq")
