@@ -11,6 +11,7 @@ from typing import Any
 
 from graphopt import io
 from graphopt.backend.check import run_check
+from graphopt.backend.compile import Compiled, compile_beside, require_compiler
 from graphopt.backend.facts import dynamic_axes, findings
 from graphopt.backend.job import Job
 from graphopt.backend.qdq import is_quantized
@@ -60,6 +61,25 @@ def check(
     """
     with prepared(model, target=target, numbers=numbers, dims=dims, time_limit=time_limit) as job:
         return run_check(job)
+
+
+def compile_model(
+    model: str | Path, *, target: Target, output: Path | None = None, time_limit: float = TIME_LIMIT
+) -> Compiled:
+    """Compile ``model`` with the toolchain of ``target`` and put the result beside it, or beside ``output``.
+
+    What is written is loaded again before and, where the simulator runs it, compared. Raises what ``compile_beside``
+    raises.
+    """
+    require_compiler(target.toolchain, target.label)
+    with prepared(model, target=target, numbers=Numbers(samples=2), time_limit=time_limit) as job:
+        if not job.batches:
+            raise UsageError(
+                "a model is compiled for fixed shapes",
+                where=f"inputs {', '.join(dynamic_axes(job.model))}",
+                hint="add fix-shapes to the pipeline: fix-shapes{batch=1}",
+            )
+        return compile_beside(job, output or Path(model))
 
 
 @contextmanager

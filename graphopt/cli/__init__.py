@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": ("graphopt.cli.measure", "Run two models on the same inputs and compare their outputs."),
     "bench": ("graphopt.cli.measure", "Time a model, or two in turns, on the first batch of the data."),
     "check": ("graphopt.cli.check", "Ask the target's own toolchain whether it takes a model whole and right."),
+    "explain": ("graphopt.cli.check", "Say where a model falls apart on its target, and why."),
     "sensitivity": ("graphopt.cli.sensitivity", "Measure what quantizing each layer costs, the worst first."),
     "passes": ("graphopt.cli.lists", "List the passes, or explain one."),
     "presets": ("graphopt.cli.lists", "List the pipelines that graphopt ships."),

@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from graphopt import targets
+from graphopt.backend.explain import before_and_after
+from graphopt.backend.explain import to_json as explained
 from graphopt.backend.toolchain import TIME_LIMIT
 from graphopt.checking import SAMPLES, Numbers
 from graphopt.checking import check as run_check
@@ -64,3 +66,34 @@ def check(model: Path, **given: Any) -> int:
     else:
         click.echo(report.render())
     return 0 if report.passed else CheckError.exit_code
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path), required=False)
+@target_options
+@json_option
+def explain(model: Path, after: Path | None, **given: Any) -> None:
+    """Say where a model falls apart on its target, and why; with a second model, before and after.
+
+    The partitions are those that the target's own toolchain makes.
+    """
+    target = targets.find(given["target"])
+    # The kernels of onnxruntime's CPU show in a run only.
+    wanted = Numbers(samples=1) if target.toolchain == "ort" else None
+    reports = [
+        run_check(
+            path,
+            target=target,
+            numbers=wanted,
+            dims=numbers(given["dims"], "--dim"),
+            time_limit=given["time_limit"],
+        )
+        for path in (model, after)
+        if path is not None
+    ]
+    if given["as_json"]:
+        names = ("before", "after") if after is not None else ("model",)
+        print_json({name: explained(report) for name, report in zip(names, reports, strict=True)})
+        return
+    click.echo(before_and_after(reports))

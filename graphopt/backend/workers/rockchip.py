@@ -50,6 +50,8 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
             answer["stage"] = "export"
             if builder.export_rknn(request["export"]) != 0:
                 return {**answer, "error": "export_rknn failed"}
+            if RKNN().load_rknn(request["export"]) != 0:
+                return {**answer, "error": "what was exported cannot be loaded again"}
         answer["stage"] = "run"
         if request["inputs"] and builder.init_runtime(target=None) != 0:
             return {**answer, "error": "init_runtime failed"}
