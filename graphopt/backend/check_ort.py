@@ -14,6 +14,7 @@ from graphopt.errors import ModelError
 from graphopt.runtime import Session
 
 _TITLE = "onnxruntime"
+_TYPES = {"float": "float32", "double": "float64"}
 _SUFFIX = re.compile(r"(_token_\d+|_quant|/duplicated|_\d+)+$")
 
 
@@ -55,7 +56,7 @@ def _kernel_types(trace: Path, names: Iterable[str]) -> dict[str, str]:
         name = _owner(kernel, known)
         read = [next(iter(entry)) for entry in event["args"]["input_type_shape"] if entry]
         if name and read:
-            found[name] = {"float": "float32", "double": "float64"}.get(read[0], read[0])
+            found[name] = _TYPES.get(str(read[0]), str(read[0]))
     return found
 
 

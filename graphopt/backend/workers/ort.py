@@ -73,7 +73,8 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
         for source, destination in zip(request["inputs"], request["outputs"], strict=True):
             with np.load(source) as arrays:
                 feeds = {name: arrays[f"arr_{index}"] for index, name in enumerate(request["names"])}
-            np.savez(destination, *session.run(answer["outputs"], feeds))
+            values: list[Any] = list(session.run(answer["outputs"], feeds))
+            np.savez(destination, *values)
         answer["seconds"]["run"] = time.perf_counter() - started
     # The providers raise whatever they like, and the caller wants to know what.
     except Exception as error:  # noqa: BLE001
