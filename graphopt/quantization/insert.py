@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.ir import Editor, Model, Node, Value, opset
+from graphopt.ir import Editor, Node, Value, opset
 from graphopt.ir.query import attr, constant
 from graphopt.quantization.grid import Grid, grid_for_range, weight_grid
 from graphopt.quantization.layers import BIAS, WEIGHT
@@ -110,7 +110,7 @@ class Inserter:
         if not self.ask(anchor, f"quantize {value.name}"):
             return None
         scale, zero = self._scale(value, grid), self._zero(value, grid)
-        base, domain = value.name or anchor.name or "value", domain_of(self.edit.model, grid.dtype)
+        base, domain = value.name or anchor.name or "value", use_domain(self.edit, grid.dtype)
         operands, name = [value, scale, zero], f"{base}/Quantize"
         if producer is None:
             first = self.edit.model.graph[0]
@@ -238,7 +238,7 @@ class Inserter:
             inputs,
             attributes,
             name=f"{base}/Dequantize",
-            domain=domain_of(self.edit.model, grid.dtype),
+            domain=use_domain(self.edit, grid.dtype),
             like=value,
         )
         return dequantize.outputs[0]
@@ -257,9 +257,13 @@ class Inserter:
         return self._constants[key]
 
 
-def domain_of(model: Model, dtype: str) -> str:
-    """Return the domain of the operators that quantize to ``dtype``: ONNX's own knows 16 bits from opset 21 on."""
-    return "com.microsoft" if dtype in ("uint16", "int16") and opset(model) < WIDE_OPSET else ""
+def use_domain(edit: Editor, dtype: str) -> str:
+    """Return the domain of what quantizes to ``dtype``, imported: ONNX's own knows 16 bits from opset 21 on."""
+    if dtype not in ("uint16", "int16") or opset(edit.model) >= WIDE_OPSET:
+        return ""
+    if "com.microsoft" not in edit.model.opset_imports:
+        edit.set_opset(1, "com.microsoft")
+    return "com.microsoft"
 
 
 def is_symmetric(facts: Quantization, kind: str) -> bool:

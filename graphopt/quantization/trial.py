@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from graphopt.ir import DataType, Model, Node, Value, constant
 from graphopt.ir.interface import InterfaceEditor
-from graphopt.quantization.insert import Grids, Inserter, Layer, domain_of, stored
+from graphopt.quantization.insert import Grids, Inserter, Layer, use_domain, stored
 from graphopt.quantization.layers import BIAS, WEIGHT
 from graphopt.quantization.placement import Placement, read
 from graphopt.quantization.types import Types
@@ -118,7 +118,7 @@ class Trial:
         """
         on = self.edit.add_input(f"round {value.name}", DataType.BOOL, [])
         kind, mine = plan.types(self.facts).roots[value], self._values[value]
-        grid, domain = plan.grids[kind][value], domain_of(self.copy, kind)
+        grid, domain = plan.grids[kind][value], use_domain(self.edit, kind)
         scale = self.edit.constant(np.asarray(grid.scale, np.float32), "scale")
         zero = self.edit.constant(stored(grid.zero_point, grid.dtype), "zero_point")
         prefix = f"{domain}::" if domain else ""
