@@ -49,6 +49,8 @@ def steps(model: Model, target: Target) -> list[str]:
     cures = [rule.cure for rule in target.rules if rule.cure and rule.op in present]
     if found or cures:
         found = [CLEAN, *found, *dict.fromkeys(cures)]
+    if target.quantization is not None and target.quantization.every_edge:
+        found.append(f"{CLEAN},bound-masks" if not found else "bound-masks")
     if target.max_opset and max(version, target.opset) > target.max_opset:
         found.append(f"convert-opset{{version={target.max_opset}}}")
     return found

@@ -156,7 +156,9 @@ class Inserter:
             return self.grids[self.types.nodes[node]][self.placement.values[writes(node, facts)[0]]]
         kind = self.types.nodes[node]
         low, high = float(array.min()), float(array.max())
-        return grid_for_range(low, high, kind, symmetric=is_symmetric(facts, kind), power_of_two=facts.power_of_two)
+        # The factor of a normalization in 16 bits is refused unless its zero is at the middle.
+        middle = is_symmetric(facts, kind) or (node.op_type in BIASED and kind != facts.activations)
+        return grid_for_range(low, high, kind, symmetric=middle, power_of_two=facts.power_of_two)
 
     def _plain_bias(self, node: Node) -> None:
         """Quantize the constant bias of what is no layer by the scales of its other two operands."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from graphopt.ir import DataType, Model, Node, Value, constant
 from graphopt.ir.interface import InterfaceEditor
-from graphopt.quantization.insert import Grids, Inserter, Layer, use_domain, stored
+from graphopt.quantization.insert import Grids, Inserter, Layer, stored, use_domain
 from graphopt.quantization.layers import BIAS, WEIGHT
 from graphopt.quantization.placement import Placement, read
 from graphopt.quantization.types import Types
