@@ -115,6 +115,7 @@ def optimize(model: Path, output: Path, **given: Any) -> None:
         instruments=[*progress(), timing, statistics, *_instruments(model, output, given, spec, diagnostics)],
         diagnostics=diagnostics,
         report_file=given["report"],
+        dims=numbers(given["dims"], "--dim"),
         seed=given["seed"],
         stop_after=given["stop_after"],
         fuel=fuel,

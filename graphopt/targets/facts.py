@@ -80,8 +80,9 @@ class Target:
 
     ``toolchain`` names what checks a model for it (``qnn``, ``openvino``, ``rknn``, ``ort``), empty where nothing can.
     ``options`` are the settings of the hardware, such as the chip, with their values; ``choices`` the values known of
-    each and what they stand for. ``max_opset`` is the newest opset that it reads, 0 for any; ``static_shapes`` tells
-    that all shapes have to be known; ``rules`` what it does not take, or computes wrongly.
+    each and what they stand for. ``opset`` is the oldest that has all operators it takes, ``max_opset`` the newest that
+    it reads, each 0 for any; ``static_shapes`` tells that all shapes have to be known; ``rules`` what it does not take,
+    or computes wrongly.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Target:
     domains: frozenset[str] = frozenset()
     floats: frozenset[str] = frozenset({"float32"})
     vector_width: int = 1
+    opset: int = 0
     max_opset: int = 0
     static_shapes: bool = False
     rules: tuple[Rule, ...] = ()
