@@ -11,8 +11,8 @@ import numpy as np
 
 from graphopt.analysis import Shapes
 from graphopt.analysis.manager import AnalysisManager
+from graphopt.backend.legalize import refused
 from graphopt.backend.qdq import (
-    activation_type,
     dequantizes,
     integer_type,
     is_quantized,
@@ -20,9 +20,8 @@ from graphopt.backend.qdq import (
     other_forms,
 )
 from graphopt.diagnostics import Diagnostic, Severity
-from graphopt.ir import Editor, Model, Node, attr, constant, is_constant, nodes, opset, shape_of
-from graphopt.ir.schema import defaults
-from graphopt.targets import Rule, Target
+from graphopt.ir import Editor, Model, constant, is_constant, nodes, opset, shape_of
+from graphopt.targets import Target
 
 
 def findings(model: Model, target: Target) -> list[Diagnostic]:
@@ -45,24 +44,6 @@ def dynamic_axes(model: Model) -> dict[str, list[str]]:
     return found
 
 
-def rule_for(node: Node, target: Target, version: int) -> Rule | None:
-    """Return the first rule of ``target`` that speaks of ``node`` in its model, whose opset is ``version``."""
-    name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-    for rule in target.rules:
-        if rule.op != name or not all(_text(node, key, version) in values for key, values in rule.when.items()):
-            continue
-        if not rule.types or activation_type(node) in rule.types:
-            return rule
-    return None
-
-
-def _text(node: Node, name: str, version: int) -> str:
-    value = attr(node, name)
-    if value is None and not node.domain:
-        value = defaults(node.op_type, version).get(name)
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
 def _inputs(model: Model, target: Target) -> Iterator[Diagnostic]:
     if not target.static_shapes:
         return
@@ -82,11 +63,8 @@ def _versions(model: Model, target: Target) -> Iterator[Diagnostic]:
 
 
 def _rules(model: Model, target: Target) -> Iterator[Diagnostic]:
-    version = opset(model)
-    for node in nodes(model):
-        rule = rule_for(node, target, version)
-        if rule is None:
-            continue
+    for item in refused(model, target):
+        node, rule = item.node, item.rule
         hint = "; ".join(text for text in (f"--pipeline '{rule.cure}'" if rule.cure else "", rule.advice) if text)
         if rule.wrong:
             yield _error("CHK004", f"{node.op_type} is computed wrongly: {rule.why}", node.name, hint)
