@@ -43,7 +43,7 @@ target_options = options(
 @seed_option
 @json_option
 def check(model: Path, **given: Any) -> int:
-    """Ask the target's own toolchain whether it takes a model as a whole, in integers and right.
+    """Ask the target's own toolchain whether it takes a model whole, in integers and right.
 
     Exit code 7: it does not. 6: the toolchain is not installed, crashed, or did not finish.
     """
@@ -74,9 +74,10 @@ def check(model: Path, **given: Any) -> int:
 @target_options
 @json_option
 def explain(model: Path, after: Path | None, **given: Any) -> None:
-    """Say where a model falls apart on its target, and why; with a second model, before and after.
+    """Say where a model falls apart on its target, and why.
 
-    The partitions are those that the target's own toolchain makes.
+    With a second model, it says so of both, before and after. The partitions are those that the target's own
+    toolchain makes.
     """
     target = targets.find(given["target"])
     # The kernels of onnxruntime's CPU show in a run only.

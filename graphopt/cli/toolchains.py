@@ -23,9 +23,9 @@ _PACKAGES = {
 @click.option("--python", metavar="PYTHON", help="The interpreter to make it with.")
 @json_option
 def toolchains(wanted: str | None, folder: Path | None, python: str | None, as_json: bool) -> None:
-    """List the vendors' toolchains that `graphopt check` can ask, or install one that needs its own environment.
+    """List the vendors' toolchains, or install one that needs its own environment.
 
-    An environment made elsewhere with --to is found when GRAPHOPT_RKNN names it.
+    They are what `graphopt check` asks. An environment made elsewhere with --to is found when GRAPHOPT_RKNN names it.
     """
     if wanted is not None:
         place = install(wanted, folder, python)
