@@ -23,6 +23,8 @@ from graphopt.driver import RANDOM, optimize
 from graphopt.errors import UsageError
 from graphopt.ir import Model
 from graphopt.ir.names import name_nodes
+from graphopt.pipeline import Pipeline
+from graphopt.pipeline.spec import make
 from graphopt.runtime import Session
 from graphopt.targets import Target
 
@@ -95,8 +97,7 @@ def prepared(
     loaded = model if isinstance(model, Model) else io.load(model)
     source = Path(model) if isinstance(model, str | Path) else None
     if dims:
-        sizes = ",".join(f"{name}={size}" for name, size in dims.items())
-        optimize(loaded, pipeline=f"fix-shapes{{{sizes}}}")
+        optimize(loaded, pipeline=Pipeline((make("fix-shapes", dict(dims)),)))
     changed = bool(name_nodes(loaded)) or bool(dims) or source is None
     with tempfile.TemporaryDirectory(prefix="graphopt-check-") as name:
         folder = Path(name)

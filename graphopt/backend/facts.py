@@ -34,13 +34,15 @@ def findings(model: Model, target: Target) -> list[Diagnostic]:
 
 
 def dynamic_axes(model: Model) -> dict[str, list[str]]:
-    """Return the axes of each input that have no fixed size, by name or, where they have none, by number."""
+    """Return the axes of each input that have no fixed size, as fix-shapes calls them: by name, or as INPUT.AXIS."""
     found: dict[str, list[str]] = {}
     for value in model.graph.inputs:
         shape = shape_of(value)
-        axes = [] if shape is None else [str(d or i) for i, d in enumerate(shape) if not isinstance(d, int)]
-        if axes or shape is None:
-            found[value.name or ""] = axes
+        open_axes = [(axis, dim) for axis, dim in enumerate(shape or ()) if not isinstance(dim, int)]
+        if open_axes or shape is None:
+            found[value.name or ""] = [
+                dim if dim is not None and dim.isidentifier() else f"{value.name}.{axis}" for axis, dim in open_axes
+            ]
     return found
 
 
@@ -48,11 +50,9 @@ def _inputs(model: Model, target: Target) -> Iterator[Diagnostic]:
     if not target.static_shapes:
         return
     for name, axes in dynamic_axes(model).items():
-        sizes = ",".join(f"{axis}=1" for axis in axes if not axis.isdecimal()) or f"{name}.0=1"
         text = f"its shape is not fixed ({', '.join(axes) or 'unknown rank'}); the target takes fixed shapes only"
-        yield _error(
-            "CHK001", text, name, f"give the sizes: --dim {sizes.replace(',', ' --dim ')}, or fix-shapes{{{sizes}}}"
-        )
+        cure = "give the sizes: " + " ".join(f"--dim {axis}=1" for axis in axes)
+        yield _error("CHK001", text, name, cure if axes else "the model has to state the rank of its inputs")
 
 
 def _versions(model: Model, target: Target) -> Iterator[Diagnostic]:

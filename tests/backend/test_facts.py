@@ -7,6 +7,7 @@ import pytest
 from graphopt import io, targets
 from graphopt.backend.facts import dynamic_axes, findings
 from graphopt.backend.qdq import activation_type, integer_type, is_quantized
+from graphopt.checking import prepared
 from graphopt.diagnostics import Severity
 from tests.backend import planted
 from tests.helpers import model_of
@@ -85,7 +86,7 @@ def test_a_float_model_lacks_no_pairs():
 def test_axes_without_a_size_are_listed_by_name_or_number():
     model = model_of("g (float[N,3,?] x, float[2] z) => (float[2] y) { y = Relu(z) }")
 
-    assert dynamic_axes(model) == {"x": ["N", "2"]}
+    assert dynamic_axes(model) == {"x": ["N", "x.2"]}
 
 
 def test_types_are_read_off_pairs_of_either_domain(tmp_path):
@@ -111,3 +112,34 @@ def test_biases_and_bounds_need_no_pair(tmp_path):
     onnx.save(proto, path)
 
     assert found(path) == []
+
+
+def test_the_hint_on_open_axes_is_what_fixes_them(tmp_path):
+    path = tmp_path / "m.onnx"
+    io.save(model_of("g (float[N,3,?] x) => (float[N,3,?] y) { y = Relu(x) }"), path)
+
+    hint = found(path)[0].hint
+    dims = dict(pair.split("=") for pair in hint.partition(": ")[2].replace("--dim ", "").split())
+
+    assert checked_facts(path, {name: int(size) for name, size in dims.items()}) == ()
+
+
+def checked_facts(path, dims):
+    with prepared(path, target=QNN, dims=dims) as job:
+        return tuple(job.findings)
+
+
+def test_nodes_get_names_where_they_have_none_or_share_one(tmp_path):
+    proto = io.to_proto(model_of("g (float[2] x) => (float[2] y) { a = Relu(x) b = Neg(a) y = Abs(b) }"))
+    for node, name in zip(proto.graph.node, ("same", "same", ""), strict=True):
+        node.name = name
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path)
+
+    with prepared(path, target=QNN) as job:
+        names = [node.name for node in job.model.graph]
+        assert [node.name for node in onnx.load(job.path).graph.node] == names
+
+    assert names[0] == "same"
+    assert len(set(names)) == 3
+    assert all(names)
