@@ -11,7 +11,7 @@ from typing import Any
 from graphopt.backend.job import Job, Outcome, agreement_gate
 from graphopt.backend.layers import integer_gate, verdicts
 from graphopt.backend.report import CheckReport, Gate
-from graphopt.backend.toolchain import Toolchain, ask
+from graphopt.backend.toolchain import NotInstalledError, Toolchain, ask
 from graphopt.errors import TargetError
 
 _INSTALL = "pip install 'graphopt[openvino]'"
@@ -90,8 +90,10 @@ def _provider(job: Job) -> Gate:
     }
     try:
         answer = ask(PROVIDER, request, job.folder, time_limit=job.time_limit)
-    except TargetError as error:
+    except NotInstalledError as error:
         return Gate("provider", None, error.message)
+    except TargetError as error:
+        return Gate("provider", False, error.message)
     if not answer.values["error"]:
         return Gate("provider", True, "onnxruntime's provider takes the whole model, without the CPU's")
     if _NO_DEVICE in answer.values["error"]:

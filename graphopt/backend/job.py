@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from graphopt.backend.report import Agreement, CheckReport, Gate, NodeVerdict, Partition, Place
 from graphopt.backend.toolchain import TIME_LIMIT
-from graphopt.diagnostics import Diagnostic
+from graphopt.diagnostics import Diagnostic, Severity
 from graphopt.ir import Model, Node
 from graphopt.runtime import differences
 from graphopt.targets import Target
@@ -58,7 +58,7 @@ class Job:
             verified=self.target.verified,
             toolchain=toolchain,
             versions=outcome.versions,
-            gates=(facts_gate(self.findings), *outcome.gates),
+            gates=(facts_gate(self.findings, alone=not self.target.toolchain), *outcome.gates),
             nodes=tuple(outcome.nodes),
             partitions=partitions(self.model, outcome.nodes),
             findings=tuple(self.findings),
@@ -100,9 +100,12 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def facts_gate(findings: Sequence[Diagnostic]) -> Gate:
-    """Return the gate of what is known of the target beforehand."""
-    wrong = [finding for finding in findings if finding.severity == "error"]
+def facts_gate(findings: Sequence[Diagnostic], *, alone: bool = False) -> Gate:
+    """Return the gate of what is known of the target beforehand.
+
+    What a toolchain may yet take is no failure, unless the facts stand ``alone``.
+    """
+    wrong = [finding for finding in findings if alone or finding.severity is Severity.ERROR]
     if wrong:
         return Gate("facts", False, f"{wrong[0].node or 'model'}: {wrong[0].message}")
     return Gate("facts", True, "nothing is known to be refused or computed wrongly" if not findings else "see below")

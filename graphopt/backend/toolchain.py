@@ -43,6 +43,10 @@ class Toolchain:
     python: str = ""
 
 
+class NotInstalledError(TargetError):
+    """The toolchain is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a worker answered: ``values`` as it wrote them, and ``log``, all that was printed meanwhile."""
@@ -87,7 +91,7 @@ def ask(
     except (OSError, ValueError):
         raise _crashed(toolchain, code, text) from None
     if values.get("missing"):
-        raise TargetError(
+        raise NotInstalledError(
             f"{toolchain.title} is not installed: there is no package {values['missing']}",
             hint=toolchain.install,
         )

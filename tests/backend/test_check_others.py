@@ -1,12 +1,13 @@
 """OpenVINO, onnxruntime's CPU and rknn-toolkit2: integer kernels are told from float ones, and causes are named."""
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from graphopt import targets
-from graphopt.backend import check_rknn
+from graphopt.backend import check_openvino, check_rknn
 from graphopt.backend.environments import python_of
 from graphopt.backend.report import Place
 from graphopt.checking import check
@@ -80,8 +81,29 @@ def test_a_target_without_a_toolchain_is_looked_at_by_its_facts_alone(tmp_path):
     report = checked(planted.convolutions(tmp_path / "m.onnx", batch="N"), "coreml")
 
     assert report.toolchain == ""
+    assert [gate.name for gate in report.gates] == ["facts"]
     assert not report.verified
     assert "nothing here was checked on the real thing" in report.render()
+
+
+def test_facts_that_stand_alone_fail_on_what_is_refused(tmp_path):
+    refused = checked(planted.convolutions(tmp_path / "m.onnx", zero=3), "openvino-npu")
+    sound = checked(planted.convolutions(tmp_path / "s.onnx"), "openvino-npu")
+
+    assert (refused.passed, sound.passed) == (False, True)
+    assert "zero point" in refused.gates[0].detail
+
+
+@pytest.mark.npu
+@needs_openvino
+def test_a_provider_that_breaks_fails_its_gate_and_one_that_is_absent_does_not(tmp_path, monkeypatch):
+    path = planted.convolutions(tmp_path / "m.onnx")
+    monkeypatch.setattr(check_openvino, "PROVIDER", replace(check_openvino.PROVIDER, package="absent_package"))
+    absent = gates(checked(path, "openvino-cpu"))["provider"]
+    monkeypatch.setattr(check_openvino, "PROVIDER", replace(check_openvino.PROVIDER, package="this"))
+    broken = gates(checked(path, "openvino-cpu"))["provider"]
+
+    assert (absent, broken) == (None, False)
 
 
 @pytest.mark.npu
