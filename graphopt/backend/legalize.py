@@ -17,7 +17,10 @@ from graphopt.ir.edit import operator_key
 from graphopt.ir.schema import defaults
 from graphopt.targets import Rule, Target
 
-CLEAN = "inline-functions,lift-constants,fold-constants"
+CLEAN = (
+    "inline-functions,lift-constants,"
+    "fixpoint(fold-shapes,fold-constants,inline-if,remove-identities,remove-reshapes,merge-chains,remove-dead)"
+)
 """What lets the other steps see operators as they are."""
 
 
