@@ -14,10 +14,14 @@ from graphopt.diagnostics import Diagnostic, Severity
 from graphopt.errors import UsageError
 from graphopt.ir import Model, Node, attr, nodes, opset, shape_of
 from graphopt.ir.edit import operator_key
+from graphopt.ir.query import is_constant
 from graphopt.ir.schema import defaults
 from graphopt.targets import Rule, Target
 
-CLEAN = "inline-functions,lift-constants,fold-constants"
+CLEAN = (
+    "inline-functions,lift-constants,"
+    "fixpoint(fold-shapes,fold-constants,inline-if,remove-identities,remove-reshapes,merge-chains,remove-dead)"
+)
 """What lets the other steps see operators as they are."""
 
 
@@ -97,8 +101,18 @@ def refused(model: Model, target: Target) -> list[Refused]:
 def _holds(rule: Rule, node: Node, version: int) -> bool:
     if rule.types and _type_of(node) not in rule.types:
         return False
+    if rule.constant >= 0 and not _is_constant(node, rule.constant):
+        return False
     known = defaults(node.op_type, version) if node.domain == "" and rule.when else {}
     return all(_text(attr(node, name, known.get(name))) in values for name, values in rule.when.items())
+
+
+def _is_constant(node: Node, index: int) -> bool:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    producer = None if value is None else value.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        value = producer.inputs[0]
+    return value is not None and is_constant(value)
 
 
 def _text(value: Any) -> str:

@@ -113,7 +113,39 @@ def _everywhere(order: list[Node], facts: Quantization, say: Declined) -> Placem
             say(node, f"the target has no integer kernel for {node.op_type} of this form")
     nodes = tuple(node for node in chosen if node not in absorbed)
     values, made = _values(nodes, facts)
-    return Placement(nodes, values, made)
+    return Placement(nodes, _joined(nodes, values, made, facts), made)
+
+
+def _joined(
+    nodes: tuple[Node, ...], values: dict[Value, Value], made: frozenset[Value], facts: Quantization
+) -> dict[Value, Value]:
+    """Let what only a Concat reads share the grid of its result, so that nothing is rounded there once more."""
+    moving = {node for node in nodes if node.op_type in facts.moves}
+    members: dict[Value, list[Value]] = {}
+    for value, root in values.items():
+        members.setdefault(root, []).append(value)
+    parents: dict[Value, Value] = {}
+    for node in nodes:
+        if node.op_type != "Concat":
+            continue
+        for value in read(node, facts):
+            root = values[value]
+            readers = {use.node for member in members[root] for use in member.uses()}
+            seen = any(member.is_graph_output() for member in members[root])
+            maker = root.producer()
+            if root in made and not seen and readers - moving == {node} and maker is not None and not is_product(maker):
+                parents[root] = values[written(node, facts)]
+    found = {}
+    for value, root in values.items():
+        while root in parents:
+            root = parents[root]
+        found[value] = root
+    return found
+
+
+def is_product(node: Node) -> bool:
+    """Tell whether a node multiplies two computed matrices."""
+    return node.op_type == "MatMul" and not any(value is None or is_constant(value) for value in node.inputs)
 
 
 def _is_float(value: Value) -> bool:

@@ -11,8 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from graphopt.ir import Node, Value
-from graphopt.ir.query import is_constant
-from graphopt.quantization.placement import Placement, read, writes
+from graphopt.quantization.placement import Placement, is_product, read, writes
 from graphopt.targets import Quantization
 
 
@@ -26,6 +25,7 @@ class Types:
     @classmethod
     def of(cls, placement: Placement, facts: Quantization, wide: Collection[Node] = ()) -> Types:
         """Return the types where the nodes ``wide`` compute with 16 bits and all others with 8."""
+        wide = _together(placement, facts, wide)
         nodes = {node: _type_of(node, facts, wide) for node in placement.nodes if node.op_type not in facts.moves}
         roots: dict[Value, str] = {}
         read_as: dict[Value, set[str]] = {}
@@ -55,9 +55,19 @@ def wide_kinds(facts: Quantization) -> list[str]:
     return sorted({facts.wide_activations, facts.wide_products} - {""}) if facts.wide_activations else []
 
 
-def is_product(node: Node) -> bool:
-    """Tell whether a node multiplies two computed matrices."""
-    return node.op_type == "MatMul" and not any(value is None or is_constant(value) for value in node.inputs)
+def _together(placement: Placement, facts: Quantization, wide: Collection[Node]) -> set[Node]:
+    """Return ``wide`` with all nodes that write to a grid which one of them writes to."""
+    makers: dict[Value, list[Node]] = {}
+    for node in placement.nodes:
+        if node.op_type not in facts.moves:
+            for value in writes(node, facts):
+                if value in placement.made:
+                    makers.setdefault(placement.values[value], []).append(node)
+    found = set(wide)
+    for group in makers.values():
+        if len(group) > 1 and found.intersection(group):
+            found.update(group)
+    return found
 
 
 def _type_of(node: Node, facts: Quantization, wide: Collection[Node]) -> str:

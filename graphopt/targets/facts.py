@@ -14,7 +14,8 @@ class Rule:
 
     ``op`` is its name, ``domain::name`` outside ONNX's own domain. ``when`` narrows it to attributes: each named one
     has to have one of the values listed, as text, its default where it is absent. ``types`` narrows it to models with
-    activations of these types, numpy's names, where ``float`` stands for no Q/DQ pairs. ``why`` is the reason in the
+    activations of these types, numpy's names, where ``float`` stands for no Q/DQ pairs, ``constant`` to nodes whose
+    input of that index is constant. ``why`` is the reason in the
     vendor's words, ``cure`` a pipeline that turns it into a form which the target takes, ``advice`` what helps
     otherwise.
     """
@@ -23,6 +24,7 @@ class Rule:
     why: str
     when: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     types: frozenset[str] = frozenset()
+    constant: int = -1
     wrong: bool = False
     cure: str = ""
     advice: str = ""

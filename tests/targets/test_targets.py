@@ -103,7 +103,8 @@ def test_every_report_on_an_unverified_target_says_so():
     model = "models/fashion_cnn.onnx"
     runs = {name: graphopt.optimize(model, preset="none", target=find(name)) for name in ("vitisai", "qnn-htp")}
 
-    assert [d.code for d in runs["vitisai"].diagnostics] == ["TARGET001"]
+    said = {name: {d.code for d in run.diagnostics} for name, run in runs.items()}
+    assert "TARGET001" in said["vitisai"]
     assert runs["vitisai"].report()["target_verified"] is False
-    assert [d.code for d in runs["qnn-htp"].diagnostics] == []
+    assert "TARGET001" not in said["qnn-htp"]
     assert runs["qnn-htp"].report()["target"] == "qnn-htp:soc=60"
