@@ -221,8 +221,11 @@ class Inserter:
         old = node.inputs[BIAS] if len(node.inputs) > BIAS else None
         base = (old.name if old is not None else None) or f"{node.name or node.outputs[0].name}/bias"
         ints, factor = self.edit.constant(integers, f"{base}_quantized"), self.edit.constant(scales, f"{base}_scale")
+        inputs = [ints, factor]
+        if self.facts.bias_zero_point:
+            inputs.append(self.edit.constant(np.zeros(scales.shape, np.int32), f"{base}_zero_point"))
         dequantize = self.edit.insert_before(
-            node, "DequantizeLinear", [ints, factor], {"axis": 0} if scale.ndim else {}, name=f"{base}/Dequantize"
+            node, "DequantizeLinear", inputs, {"axis": 0} if scale.ndim else {}, name=f"{base}/Dequantize"
         )
         self.edit.annotate(dequantize.outputs[0], factor.dtype, list(bias.shape))
         self.edit.set_input(node, BIAS, dequantize.outputs[0])

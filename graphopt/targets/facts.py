@@ -48,7 +48,7 @@ class Quantization:
     of ``kernels`` and ``moves`` gets pairs around it, whether it has a layer next to it or not. ``bias`` is empty where
     biases stay in float. ``wide_activations`` is the 16-bit type for activations that 8 bits are too few for,
     ``wide_products`` the type of both operands of a product of two activations then. ``power_of_two`` asks for scales
-    that are powers of two.
+    that are powers of two, ``bias_zero_point`` for a zero point, 0, on biases too.
     """
 
     activations: str
@@ -69,6 +69,7 @@ class Quantization:
     pair_limit: int = 0
     every_edge: bool = False
     power_of_two: bool = False
+    bias_zero_point: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
