@@ -79,6 +79,7 @@ class InsertQdq(Pass):
     rounding: str = option("gram", "how weights are rounded", choices=("nearest", "gram"))
     correct_bias: bool = option(True, "let biases make up for the mean error of rounding")
     keep: str = option("", "names of nodes that stay in float: patterns with * and ?, separated by commas")
+    wide: str = option("", "names of nodes that compute with 16 bits: patterns as for keep")
     placement: str = option(
         "measured", "quantize where integers are measured to be faster, or all that can be", choices=("measured", "all")
     )
@@ -103,18 +104,18 @@ class InsertQdq(Pass):
             )
         ctx.get(Shapes)
         choices = self._choices(facts)
-        kept = self._kept(ctx)
-        if self.activation_bits == 16 and not facts.wide_activations:
-            raise UsageError(
-                "the target has no type of 16 bits for activations", where=f"{self.name}{{activation_bits}}"
-            )
+        kept = self._named(ctx, "keep", self.keep)
+        wide = self._named(ctx, "wide", self.wide)
+        if (self.activation_bits == 16 or wide) and not facts.wide_activations:
+            raise UsageError("the target has no type of 16 bits for activations", where=self.name)
         placement = place(model, facts, kept, lambda node, why: ctx.missed("QDQ001", node, f"stays in float: {why}"))
         if not placement.nodes:
             nested = sum(node.graph is not model.graph for node in ctx.nodes(*LINEAR))
             why = f"its {nested} layers are in branches or loops" if nested else "it has no layer with constant weights"
             ctx.missed("QDQ002", None, f"nothing was quantized: {why}", hint="try inline-if" if nested else None)
             return Changes()
-        return self._insert(ctx, facts, placement, choices)
+        chosen_wide = placement.nodes if self.activation_bits == 16 else wide
+        return self._insert(ctx, facts, placement, choices, frozenset(chosen_wide))
 
     def _choices(self, facts: Quantization) -> Choices:
         weights = {4: "int4", 8: facts.weights}[self.weight_bits]
@@ -127,23 +128,25 @@ class InsertQdq(Pass):
             bias_correction=self.correct_bias,
         )
 
-    def _kept(self, ctx: PassContext) -> list[Node]:
+    def _named(self, ctx: PassContext, option_name: str, patterns: str) -> list[Node]:
         named = [node for node in ctx.edit.model.graph if node.name]
         kept: dict[Node, None] = {}
-        for pattern in filter(None, (text.strip() for text in self.keep.split(","))):
+        for pattern in filter(None, (text.strip() for text in patterns.split(","))):
             found = [node for node in named if fnmatchcase(str(node.name), pattern)]
             if not found:
-                raise UsageError(f"no node is called {pattern!r}", where=f"{self.name}{{keep}}")
+                raise UsageError(f"no node is called {pattern!r}", where=f"{self.name}{{{option_name}}}")
             kept.update(dict.fromkeys(found))
         return list(kept)
 
-    def _insert(self, ctx: PassContext, facts: Quantization, full: Placement, choices: Choices) -> Changes:
+    def _insert(
+        self, ctx: PassContext, facts: Quantization, full: Placement, choices: Choices, wide: frozenset[Node]
+    ) -> Changes:
         matrices = [LayerMatrix.of(node) for node in full.layers]
         grams = layer_requests(matrices, choices)
         wanted = [request for requests in value_requests(full, choices).values() for request in requests]
         statistics = ctx.statistics([*wanted, *grams.values()])
         bound = Bound(self.min_sqnr, self.max_loss if self.max_loss >= 0 else math.inf)
-        kinds = [facts.activations, *(wide_kinds(facts) if bound or self.activation_bits == 16 else ())]
+        kinds = [facts.activations, *(wide_kinds(facts) if bound or wide else ())]
         typed = {kind: value_ranges(full, statistics, choices.of_type(facts, kind)) for kind in kinds}
         ranges = typed[facts.activations]
         grids = {kind: {v: found[root].grid for v, root in full.values.items()} for kind, found in typed.items()}
@@ -160,7 +163,6 @@ class InsertQdq(Pass):
                     )
                 scale = min(float(found[layer.data].scale) for found in grids.values())
                 layers.append(quantized_layer(layer, gram, scale, choices))
-        wide = frozenset(placement.nodes if self.activation_bits == 16 else ())
         plan = Plan(placement, grids, tuple(layers), wide)
         if bound and layers:
             plan = self._still_faster(ctx, facts, plan, _within(bound, ctx, facts, plan), choices)

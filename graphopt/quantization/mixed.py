@@ -147,7 +147,7 @@ class _Search:
     def plan(self) -> Plan:
         """Return the first plan without what is taken, or with 16 bits for it."""
         if self.widens:
-            return replace(self.first, wide=frozenset(self.taken))
+            return replace(self.first, wide=self.first.wide.union(self.taken))
         chosen = set(self.first.placement.nodes)
         outside = [node for node in self.model.graph if node not in chosen or node in self.taken]
         placement = place(self.model, self.facts, outside)

@@ -196,6 +196,16 @@ def _is_weight(value):
     return value.producer().inputs[0].producer() is None
 
 
+def test_named_nodes_get_16_bits():
+    model = network()
+    result, _ = quantized(model, "wide=pool")
+
+    kinds = result.run.ctx.notes["insert-qdq"]["types"]
+    assert kinds["uint16"] == 1 and kinds["uint8"] > 1
+    written = next(use.node for use in model.graph.node("pool").outputs[0].uses())
+    assert constant(written.inputs[2]).dtype == np.uint16
+
+
 def test_16_bits_are_refused_where_the_target_has_none():
     with pytest.raises(UsageError, match="no type of 16 bits"):
         quantized(network(), "activation_bits=16", target=find("rknn"))
