@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from graphopt import io
+from graphopt.backend.legalize import refused, sizes, steps
 from graphopt.calibration import Dataset, dataset_from_feeds, open_dataset, random_inputs
 from graphopt.calibration.collect import Progress
 from graphopt.calibration.sessions import session_of
@@ -23,6 +24,7 @@ from graphopt.io.surgeon import run_script
 from graphopt.ir import Model
 from graphopt.pipeline import Instrument, Pipeline, Run, load_preset, parse, run_pipeline
 from graphopt.pipeline.instruments import Statistics, Verify
+from graphopt.pipeline.spec import make
 from graphopt.report import report, write_report
 from graphopt.runner import Metric, ModelRunner
 from graphopt.runtime import evaluate
@@ -92,6 +94,7 @@ def optimize(
     instruments: Sequence[Instrument] = (),
     diagnostics: DiagnosticSink | None = None,
     report_file: str | Path | None = None,
+    dims: Mapping[str, int] | None = None,
     seed: int = 0,
     stop_after: int | None = None,
     fuel: Mapping[str, int] | None = None,
@@ -103,7 +106,8 @@ def optimize(
     opened by a function of the loaded model; ``metric`` gets the
     outputs on all batches and tells how good they are (higher is better); ``cache`` is a folder that keeps calibration
     statistics for the next run; ``progress`` is called as the data is gone through. ``verify`` checks the invariants of
-    the model after each pass. ``stop_after`` bounds the executions of passes, ``fuel`` the rewrites of single passes by
+    the model after each pass. ``dims`` are the sizes that symbolic dimensions of the inputs get where the target needs
+    static shapes. ``stop_after`` bounds the executions of passes, ``fuel`` the rewrites of single passes by
     name. ``report_file`` gets the record of the run as JSON. Raises GraphOptError; then no model was written.
     """
     chosen = parse(pipeline) if isinstance(pipeline, str) else pipeline
@@ -116,11 +120,14 @@ def optimize(
     sink = diagnostics if diagnostics is not None else DiagnosticSink()
     for diagnostic in loaded.meta.get(DIAGNOSTICS, ()):
         sink.add(diagnostic)
+    first = legal_steps(loaded, target, dims or {}, sink)
+    chosen = Pipeline((*first.steps, *chosen.steps))
     # The importer has verified what it loaded; a model that was handed over may be anything.
     checks: list[Instrument] = [Verify(at_start=loaded is model)] if verify else []
     dataset = _dataset(loaded, data, sink, seed)
     statistics = None if cache is None else Path(cache)
-    runner = ModelRunner(dataset, metric=metric, cache=statistics, progress=progress, diagnostics=sink)
+    exact = target is not None and not target.is_host
+    runner = ModelRunner(dataset, metric=metric, cache=statistics, progress=progress, diagnostics=sink, exact=exact)
     with ThreadPoolExecutor(1) as pool:  # hashing releases the interpreter, and large files take a while
         wanted = path is not None or report_file is not None
         hashing = pool.submit(sha256_of, model) if wanted else None
@@ -138,12 +145,38 @@ def optimize(
             fuel=dict(fuel or {}),
         )
         digest = None if hashing is None else hashing.result()
+    for node in refused(loaded, target) if target is not None else ():
+        sink.add(node.diagnostic(target))
     if path is not None:
         io.save(loaded, path, provenance=_provenance(chosen, digest))
     result = Result(loaded, run, path, sink, str(model) if isinstance(model, str | Path) else None, digest)
     if report_file is not None:
         write_report(result.report(), Path(report_file))
     return result
+
+
+def legal_steps(model: Model, target: Target | None, dims: Mapping[str, int], sink: DiagnosticSink) -> Pipeline:
+    """Give ``model`` the static shapes that ``target`` needs; return what has to run before the user's pipeline.
+
+    Raises UsageError for dimensions whose size nobody gave.
+    """
+    if target is None:
+        return Pipeline(())
+    if not target.verified:
+        sink.add(unverified(target))
+    found: list[Diagnostic] = []
+    fixed = sizes(model, target, dims, found) if target.static_shapes else {}
+    for diagnostic in found:
+        sink.add(diagnostic)
+    if fixed:
+        run_pipeline(model, Pipeline((make("fix-shapes", dict(fixed)),)), evaluate, diagnostics=sink, target=target)
+    return Pipeline(tuple(step for text in steps(model, target) for step in parse(text).steps))
+
+
+def unverified(target: Target) -> Diagnostic:
+    """Return the warning that nothing stated of ``target`` was tried on the real thing."""
+    text = f"the facts about the target {target.name} are not verified: {target.source}"
+    return Diagnostic(Severity.WARNING, "TARGET001", text, hint="run the result on the device before relying on it")
 
 
 def _dataset(

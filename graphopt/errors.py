@@ -75,3 +75,10 @@ class TargetError(GraphOptError):
 
     exit_code = 6
     kind = "target error"
+
+
+class CheckError(GraphOptError):
+    """The target's toolchain works, and the model did not pass its check."""
+
+    exit_code = 7
+    kind = "check failed"

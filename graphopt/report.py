@@ -36,7 +36,8 @@ def report(
         "pipeline": str(run.spec),
         "input": {"path": source, "sha256": sha256},
         "output": None if output is None else str(output),
-        "target": ctx.target.name if ctx.target else None,
+        "target": ctx.target.label if ctx.target else None,
+        "target_verified": ctx.target.verified if ctx.target else None,
         "seed": ctx.seed,
         "seconds": sum(record.seconds for record in run.records),
         "passes": [

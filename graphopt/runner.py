@@ -40,7 +40,8 @@ class ModelRunner:
     """Runs models on ``dataset``, None when the user gave none; see :class:`graphopt.pipeline.runner.Runner`.
 
     ``metric`` gets the outputs on the whole data set. ``cache``, ``progress`` and ``diagnostics`` are those of
-    :func:`graphopt.calibration.collect.collect`.
+    :func:`graphopt.calibration.collect.collect`. ``exact`` asks for integer kernels that never saturate, which those of
+    an x86-64 CPU without VNNI do with weights of 8 bits: for models that are to run elsewhere.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class ModelRunner:
         cache: Path | None = None,
         progress: Progress | None = None,
         diagnostics: DiagnosticSink | None = None,
+        exact: bool = False,
     ) -> None:
+        self._config = {"session.x64quantprecision": "1"} if exact else {}
         self.used = False
         """Whether anybody asked for something that the calibration data was needed for."""
         self._dataset = dataset
@@ -91,7 +94,10 @@ class ModelRunner:
             ),
             data.part(lambda number: number // block % _FOLDS == _FOLDS - 1, len(held), _scaled(per, len(held))),
         )
-        fitting, rest = (ModelRunner(part, progress=self._progress, diagnostics=self._diagnostics) for part in parts)
+        exact = bool(self._config)
+        fitting, rest = (
+            ModelRunner(part, progress=self._progress, diagnostics=self._diagnostics, exact=exact) for part in parts
+        )
         return fitting, rest
 
     def collect(self, model: Model, requests: Sequence[Request]) -> Statistics:
@@ -124,7 +130,7 @@ class ModelRunner:
         A batch that cannot be divided is run whole. Raises UsageError without data, ModelError and TargetError.
         """
         data = self._data()
-        session = session_of(model, optimize=True, threads=core_count())
+        session = session_of(model, optimize=True, threads=core_count(), config=self._config)
         left = limit
         for feeds in data:
             if left is not None and left <= 0:

@@ -6,6 +6,7 @@ usage: python tools/bench.py COMMAND [OPTION]... (--help lists them)
 from __future__ import annotations
 
 import click
+from bench_npu import npu
 from bench_prune import prune_structure
 from bench_prune_accuracy import prune_accuracy
 from bench_prune_speed import prune_speed
@@ -27,6 +28,7 @@ bench.add_command(prune_structure)
 bench.add_command(prune_accuracy)
 bench.add_command(prune_speed)
 bench.add_command(split)
+bench.add_command(npu)
 
 if __name__ == "__main__":
     bench()

@@ -54,7 +54,7 @@ data_options = options(
     click.option("--batch", type=click.IntRange(min=1), help="Samples a batch."),
     click.option("--limit", type=click.IntRange(min=1), help="Use so many samples at most."),
     click.option("--preprocess", type=click.Path(path_type=Path), metavar="FILE", help="TOML for a folder of images."),
-    click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a symbolic axis of random inputs."),
+    click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a symbolic axis."),
 )
 
 

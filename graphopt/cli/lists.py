@@ -61,8 +61,10 @@ def targets(as_json: bool) -> None:
         print_json({"host": find(HOST).name, "targets": [_target_facts(target) for target in known]})
         return
     for target in known:
-        mark = "" if target.verified else " (not verified)"
-        click.echo(f"{target.name}: {target.description}, {target.provider}{mark}")
+        mark = " (verified)" if target.verified else " (not verified)"
+        click.echo(f"{target.name}: {target.description}{mark}")
+        for key, value in target.options.items():
+            click.echo(f"    {key}={value}, one of {', '.join(target.choices[key])}")
     click.echo(f"{HOST}: this machine's, {find(HOST).name}")
 
 
@@ -74,6 +76,8 @@ def _plain(value: Any) -> Any:
     """Return sets as sorted lists, at any depth."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
     return sorted(value) if isinstance(value, frozenset) else value
 
 

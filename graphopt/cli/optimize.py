@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
+from graphopt.backend.compile import require_compiler
 from graphopt.calibration import Dataset
+from graphopt.checking import compile_model
 from graphopt.cli.common import (
     CalibrationBar,
     chosen_pipeline,
@@ -28,6 +30,7 @@ from graphopt.cli.common import (
 from graphopt.diagnostics import Diagnostic, DiagnosticSink, Severity
 from graphopt.driver import RANDOM, Result, open_data
 from graphopt.driver import optimize as run_optimize
+from graphopt.errors import UsageError
 from graphopt.ir import Model
 from graphopt.numeric import DEFAULT_RTOL, Feeds, inputs_for, output_check
 from graphopt.pipeline import Instrument, Pipeline
@@ -78,6 +81,7 @@ watch_options = options(
 @data_options
 @calibration_options
 @watch_options
+@click.option("--compile", "compiled", is_flag=True, help="Compile the result for the target, beside OUT.")
 @seed_option
 @json_option
 def optimize(model: Path, output: Path, **given: Any) -> None:
@@ -91,6 +95,10 @@ def optimize(model: Path, output: Path, **given: Any) -> None:
     for name in fuel:
         require_pass(spec, name, f"--fuel {name}={fuel[name]}")
     target = chosen_target(given["target"])
+    if given["compiled"]:
+        if target is None:
+            raise UsageError("--compile needs a --target")
+        require_compiler(target.toolchain, target.label)
     diagnostics = DiagnosticSink()
     timing, statistics = Timing(), Statistics(each_pass=given["statistics"])
     bar = CalibrationBar()
@@ -107,17 +115,22 @@ def optimize(model: Path, output: Path, **given: Any) -> None:
         instruments=[*progress(), timing, statistics, *_instruments(model, output, given, spec, diagnostics)],
         diagnostics=diagnostics,
         report_file=given["report"],
+        dims=numbers(given["dims"], "--dim"),
         seed=given["seed"],
         stop_after=given["stop_after"],
         fuel=fuel,
     )
     bar.close()
+    compiled = compile_model(output, target=target) if given["compiled"] and target is not None else None
     _note_unused(result, given, diagnostics)
     if given["as_json"]:
-        print_json({**result.report(rewrites=False), "timing": timing.to_json()})
+        extra = {} if compiled is None else {"compiled": compiled.to_json()}
+        print_json({**result.report(rewrites=False), "timing": timing.to_json(), **extra})
         return
     print_diagnostics(diagnostics, remarks=given["remarks"])
     _print_summary(result, statistics, all_shown=given["remarks"])
+    if compiled is not None:
+        click.echo(f"compiled: {', '.join(map(str, compiled.files))}: {compiled.detail}")
     for table in ([timing.table()] if given["timing"] else []) + ([statistics.table()] if given["statistics"] else []):
         click.echo(f"\n{table}")
 

@@ -60,9 +60,9 @@ class InterfaceEditor(Editor):
     ) -> None:
         """Let readers of ``value`` get what ``chain`` makes of it, whenever the bool[] input ``on`` is true.
 
-        Each item of ``chain`` is an operator and its further inputs; the first reads ``value``, the others the result
-        of the one before. ``readers`` are nodes and the indices of their inputs, None for everybody. ``value`` belongs
-        to the main graph.
+        Each item of ``chain`` is an operator, ``domain::name`` outside ONNX's own, and its further inputs; the first
+        reads ``value``, the others the result of the one before. ``readers`` are nodes and the indices of their inputs,
+        None for everybody. ``value`` belongs to the main graph.
         """
         producer = value.producer()
         base = value.name or "value"
@@ -72,7 +72,8 @@ class InterfaceEditor(Editor):
             same = self.insert_before(self.model.graph[0], "Identity", [value], name=f"{base}/Switched", like=value)
         current, steps = same.outputs[0], []
         for operator, further in chain:
-            steps.append(onnx_ir.Node("", operator, [current, *further], name=self.new_name(f"{base}/{operator}")))
+            domain, _, name = operator.rpartition("::")
+            steps.append(onnx_ir.Node(domain, name, [current, *further], name=self.new_name(f"{base}/{name}")))
             current = steps[-1].outputs[0]
         copy = onnx_ir.Node("", "Identity", [same.outputs[0]], name=self.new_name(f"{base}/Identity"))
         branches = {"then_branch": steps, "else_branch": [copy]}

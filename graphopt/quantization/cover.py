@@ -7,22 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.ir import Node, Value
+from graphopt.ir import Node
 from graphopt.quantization.sensitivity import Noise, Source
 
-Move = Node | Value
-"""A node to put back to float, or a value to put on a finer grid."""
+Move = Node
+"""A node to put back to float, or to 16 bits."""
 
 
 @dataclass(frozen=True)
 class Cover:
-    """Chooses moves. ``costs`` are the multiply-accumulates of the nodes, ``fine`` the values that may get finer grids,
-    ``scale`` what noise on paper has to be multiplied by to be that which was measured.
+    """Chooses moves. ``costs`` are the multiply-accumulates of the nodes, ``scale`` what noise on paper has to be
+    multiplied by to be that which was measured.
     """
 
     sources: Collection[Source]
     costs: Mapping[Node, int]
-    fine: Collection[Value]
     scale: Noise
 
     @classmethod
@@ -30,14 +29,13 @@ class Cover:
         cls,
         sources: Collection[Source],
         costs: Mapping[Node, int],
-        fine: Collection[Value],
         taken: Collection[Move],
         measured: Noise,
     ) -> Cover:
         """Return a cover scaled to the noise that was measured after the moves ``taken``."""
-        paper = cls(sources, costs, fine, np.ones_like(measured)).left(dict.fromkeys(taken))
+        paper = cls(sources, costs, np.ones_like(measured)).left(dict.fromkeys(taken))
         usable = np.isfinite(measured) & np.isfinite(paper) & (paper > 0)
-        return cls(sources, costs, fine, np.divide(measured, paper, out=np.ones_like(measured), where=usable))
+        return cls(sources, costs, np.divide(measured, paper, out=np.ones_like(measured), where=usable))
 
     def left(self, taken: Mapping[Move, None]) -> Noise:
         """Return the noise that is left after the moves ``taken``."""
@@ -69,8 +67,7 @@ class Cover:
         return needed
 
     def _alive(self, source: Source, taken: Mapping[Move, None]) -> bool:
-        fine = source.value is not None and source.value in taken
-        return not fine and any(node not in taken for node in source.holders)
+        return any(node not in taken for node in source.holders)
 
     def _best(self, taken: Mapping[Move, None]) -> Move | None:
         """Return the move that saves most noise at the worst output for its cost.
@@ -85,13 +82,8 @@ class Cover:
             holders = [node for node in source.holders if node not in taken]
             for node in holders:
                 gains[node] = gains.get(node, 0.0) + float(source.noise[output]) / len(holders)
-            if source.value in self.fine and source.value is not None:
-                gains[source.value] = gains.get(source.value, 0.0) + float(source.noise[output])
         return max(gains, key=lambda move: gains[move] / self._cost(move), default=None)
 
     def _cost(self, move: Move) -> float:
-        """Return what a move costs: nodes without multiplications are not free, 16 bits half as dear as floats."""
-        if isinstance(move, Node):
-            return self.costs.get(move, 0) + max(sum(self.costs.values()) / max(len(self.costs), 1) / 100, 1.0)
-        holders = [node for source in self.sources if source.value is move for node in source.holders]
-        return sum(self._cost(node) for node in holders) / 2
+        """Return what a move costs: nodes without multiplications are not free."""
+        return self.costs.get(move, 0) + max(sum(self.costs.values()) / max(len(self.costs), 1) / 100, 1.0)

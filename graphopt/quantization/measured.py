@@ -21,6 +21,7 @@ from graphopt.quantization.insert import Inserter
 from graphopt.quantization.layers import LayerMatrix
 from graphopt.quantization.placement import Placement, place, read, written
 from graphopt.quantization.plan import Choices, quantized_layer
+from graphopt.quantization.types import Types
 from graphopt.targets import Quantization
 
 _ROUNDS = 3
@@ -172,7 +173,10 @@ class Measurement:
         cheap = replace(self.choices, rounding="nearest", weight_ranges="maxabs", bias_correction=False)
         layers = [LayerMatrix.of(node) for node in same.layers]
         rounded = [quantized_layer(layer, None, float(grids[layer.data].scale), cheap) for layer in layers]
-        Inserter(Editor(copy), self.facts, same, grids, lambda node, what: True).run(rounded)
+        by_type = {self.facts.activations: grids}
+        Inserter(Editor(copy), self.facts, same, by_type, Types.of(same, self.facts), lambda node, what: True).run(
+            rounded
+        )
         operands = {p: _operands(nodes[p]) for p in placed}
         conversions = {name: pair for value, name in names.items() for pair in _pairs(value)}
         return _Trial(copy, placed, conversions, operands)

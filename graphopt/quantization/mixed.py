@@ -1,8 +1,9 @@
-"""Mixed precision: which nodes have to stay in float, or values on a finer grid, for a bound on the loss to hold.
+"""Mixed precision: which nodes have to stay in float, or compute with 16 bits, for a bound on the loss to hold.
 
-The noise of every source is measured once; that of several adds up. So a set of nodes is chosen on paper, by the noise
-that each of them saves for its multiply-accumulates, written into a copy of the model and checked there. Where the
-bound does not hold yet, the choice goes on from what the check found.
+Where the target has a type of 16 bits for activations, nodes get that, otherwise they are put back to float. The noise
+of every source is measured once; that of several adds up. So a set of nodes is chosen on paper, by the noise that each
+of them saves for its multiply-accumulates, written into a copy of the model and checked there. Where the bound does not
+hold yet, the choice goes on from what the check found.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graphopt.errors import PassError, UsageError
-from graphopt.ir import Model, Node, Value
+from graphopt.ir import Model, Node
 from graphopt.quantization.cover import Cover, Move
-from graphopt.quantization.grid import Grid
 from graphopt.quantization.placement import place
 from graphopt.quantization.sensitivity import (
     Noise,
     Sensitivity,
+    Source,
     decibel,
     measure,
     noise_of,
@@ -67,7 +68,7 @@ class Check:
 
 @dataclass(frozen=True, eq=False)
 class Mixed:
-    """A plan that meets a bound: the nodes put back to float for it and the values on finer grids.
+    """A plan that meets a bound: the nodes put back to float for it, or to 16 bits.
 
     ``before`` is the check of the plan that it started from, ``after`` that of this one; ``sensitivity`` is None when
     there was nothing to do.
@@ -75,7 +76,7 @@ class Mixed:
 
     plan: Plan
     floats: tuple[Node, ...]
-    fine: tuple[Value, ...]
+    wide: tuple[Node, ...]
     before: Check
     after: Check
     sensitivity: Sensitivity | None = None
@@ -89,6 +90,10 @@ class Mixed:
             return f"what it reads or writes stays in float; {whole}"
         return f"quantizing it alone leaves {decibel(unit.noise):.1f} dB; {whole}"
 
+    def why_wide(self) -> str:
+        """Return what speaks for 16 bits, with numbers."""
+        return f"the model has {self.before} with 8 bits everywhere, {self.after} with 16 where they are"
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the report."""
         return {
@@ -97,26 +102,28 @@ class Mixed:
             "loss_before": self.before.loss,
             "loss": self.after.loss,
             "float": [node.name for node in self.floats],
-            "fine": [value.name for value in self.fine],
+            "wide": [node.name for node in self.wide],
             "sensitivity": None if self.sensitivity is None else self.sensitivity.to_json(),
         }
 
 
 @dataclass
 class _Search:
-    """The state of a search: ``taken`` are all nodes of the first plan that do not compute with integers any more, and
-    the values that got finer grids.
-    """
+    """The state of a search: ``taken`` are all nodes of the first plan that do not compute with 8 bits any more."""
 
     model: Model
     facts: Quantization
     first: Plan
-    fine_grids: Mapping[Value, Grid]
     runs: Runs
     bound: Bound
     taken: dict[Move, None] = field(default_factory=dict)
     best: Check | None = None
     _metric: float | None = None
+
+    @property
+    def widens(self) -> bool:
+        """Whether what is taken gets 16 bits."""
+        return self.facts.wide_activations in self.first.grids
 
     def check(self, plan: Plan) -> Check:
         """Write a plan into a copy and run that."""
@@ -138,61 +145,66 @@ class _Search:
         return self._metric - metric
 
     def plan(self) -> Plan:
-        """Return the first plan without ``floats``, with ``fine`` values on their finer grids."""
+        """Return the first plan without what is taken, or with 16 bits for it."""
+        if self.widens:
+            return replace(self.first, wide=self.first.wide.union(self.taken))
         chosen = set(self.first.placement.nodes)
         outside = [node for node in self.model.graph if node not in chosen or node in self.taken]
         placement = place(self.model, self.facts, outside)
         # What needs a neighbour that is in float now has gone with it.
         left = set(placement.nodes)
         self.taken.update(dict.fromkeys(node for node in self.first.placement.nodes if node not in left))
-        grids = dict(self.first.grids)
-        for value, root in self.first.placement.values.items():
-            if root in self.taken:
-                grids[value] = self.fine_grids[root]
-        return replace(self.first, grids=grids).within(placement)
+        return self.first.within(placement)
 
 
-def mixed(
-    model: Model,
-    facts: Quantization,
-    plan: Plan,
-    bound: Bound,
-    runs: Runs,
-    *,
-    fine_grids: Mapping[Value, Grid] | None = None,
-) -> Mixed:
+def mixed(model: Model, facts: Quantization, plan: Plan, bound: Bound, runs: Runs) -> Mixed:
     """Return the part of ``plan`` that meets ``bound``.
 
-    ``fine_grids`` holds, for a target with a wider type of activations, the grids of that type for the values that have
-    grids of their own; such values are tried before floats. Raises PassError when no plan with at least one layer in
-    integers meets the bound, UsageError when a metric is needed and there is none.
+    Where the plan has grids of the target's wider type, nodes get that instead of floats. Raises PassError when no plan
+    with at least one layer in integers meets the bound, UsageError when a metric is needed and there is none.
     """
-    search = _Search(model, facts, plan, fine_grids or {}, runs, bound)
+    search = _Search(model, facts, plan, runs, bound)
     before = after = search.check(plan)
     if after.meets(bound):
         return Mixed(plan, (), (), before, after)
     found = measure(model, facts, plan, runs, limit=_SAMPLES)
-    costs = {unit.node: unit.macs for unit in found.units}
+    sources, costs = _movable(search, found)
     current = plan
     while not after.meets(bound):
-        cover = Cover.scaled(found.sources, costs, search.fine_grids, search.taken, after.noise)
-        search.taken.update(dict.fromkeys(cover.extend(search.taken, _goal(after, bound))))
+        cover = Cover.scaled(sources, costs, search.taken, after.noise)
+        more = [move for move in cover.extend(search.taken, _goal(after, bound)) if move not in search.taken]
+        search.taken.update(dict.fromkeys(more))
         current = search.plan()
-        if len(current.layers) <= 1:
+        if len(current.layers) <= 1 and not search.widens:
             current = _last_layer(search, found)
         after = search.check(current)
-        if len(current.layers) == 1 and not after.meets(bound):
+        stuck = not more if search.widens else len(current.layers) == 1
+        if stuck and not after.meets(bound):
             raise _unreachable(bound, search)
-    current, after = _relaxed(search, current, after, found, costs)
-    floats = tuple(node for node in units_of(plan.placement, facts) if node in search.taken)
-    return Mixed(current, floats, tuple(value for value in plan.roots if value in search.taken), before, after, found)
+    current, after = _relaxed(search, current, after, sources, costs)
+    moved = tuple(node for node in units_of(plan.placement, facts) if node in search.taken)
+    floats, wide = ((), moved) if search.widens else (moved, ())
+    return Mixed(current, floats, wide, before, after, found)
+
+
+def _movable(search: _Search, found: Sensitivity) -> tuple[list[Source], dict[Node, int]]:
+    """Return the noise that moves can do away with, and what they cost: 16 bits leave the weights' noise as it is, and
+    take twice the memory wherever they are.
+    """
+    costs = {unit.node: unit.macs for unit in found.units}
+    if not search.widens:
+        return list(found.sources), costs
+    mean = sum(costs.values()) // max(len(costs), 1)
+    return [source for source in found.sources if source.value is not None], {
+        node: macs + mean for node, macs in costs.items()
+    }
 
 
 def _relaxed(
-    search: _Search, plan: Plan, check: Check, found: Sensitivity, costs: Mapping[Node, int]
+    search: _Search, plan: Plan, check: Check, sources: list[Source], costs: Mapping[Node, int]
 ) -> tuple[Plan, Check]:
     """Take back what was not needed after all, as the last check tells: errors of several sources may cancel out."""
-    cover = Cover.scaled(found.sources, costs, search.fine_grids, search.taken, check.noise)
+    cover = Cover.scaled(sources, costs, search.taken, check.noise)
     needed = cover.reduced(search.taken, 10 ** (-search.bound.min_sqnr / 10) * _MARGIN)
     if search.bound.min_sqnr == 0 or len(needed) == len(search.taken):
         return plan, check
@@ -224,10 +236,11 @@ def _last_layer(search: _Search, found: Sensitivity) -> Plan:
 
 
 def _unreachable(bound: Bound, search: _Search) -> PassError:
+    kind = search.facts.activations if search.widens else "integers"
     wanted = [f"an SQNR of {bound.min_sqnr:g} dB"] if bound.min_sqnr > 0 else []
     wanted += [f"a loss of at most {bound.max_loss:g}"] if bound.max_loss < math.inf else []
     return PassError(
-        f"{' and '.join(wanted)} cannot be had with any layer in integers; the best found is {search.best}",
+        f"{' and '.join(wanted)} cannot be had with any layer in {kind}; the best found is {search.best}",
         where="insert-qdq",
         hint="loosen the bound, or leave the model in float",
     )

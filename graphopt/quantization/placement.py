@@ -3,11 +3,13 @@
 Layers with constant weights (Conv, Gemm, MatMul) are the anchors. Other operators join where the chain stays in
 integers: an integer node makes one of the inputs, and an integer node reads the output. Whatever only moves data
 joins likewise and shares its input's grid.
+
+Where a target asks for pairs on every edge, each operator that it has an integer kernel for is an integer node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from graphopt.ir import DataType, Model, Node, Value
@@ -35,7 +37,7 @@ class Placement:
     @property
     def layers(self) -> tuple[Node, ...]:
         """The nodes with weights."""
-        return tuple(node for node in self.nodes if node.op_type in LINEAR)
+        return tuple(node for node in self.nodes if is_layer(node))
 
 
 def place(
@@ -48,6 +50,8 @@ def place(
     say = declined or (lambda node, why: None)
     kept = frozenset(floats)
     order = [node for node in model.graph if node.domain == "" and node not in kept]
+    if facts.every_edge:
+        return _everywhere(order, facts, say)
     anchors = [node for node in order if node.op_type in LINEAR and node.op_type in facts.kernels]
     chosen = {node for node in anchors if _quantizable(node, say)}
     joining = {node for node in order if node not in chosen and _may_join(node, facts, chosen)}
@@ -68,14 +72,94 @@ def written(node: Node, facts: Quantization) -> Value:
     return reader.outputs[0] if constant else value
 
 
-def read(node: Node, facts: Quantization) -> list[Value]:
-    """Return the computed values that an integer node reads as integers."""
+def writes(node: Node, facts: Quantization) -> list[Value]:
+    """Return all values of floats that an integer node writes, :func:`written` first."""
+    if not _is_float(node.outputs[0]):
+        return []
+    return [written(node, facts), *(value for value in node.outputs[1:] if _is_float(value))]
+
+
+def operands(node: Node, facts: Quantization) -> dict[int, Value]:
+    """Return what an integer node reads as integers, constants included, by index of its inputs."""
     if node.op_type in facts.moves:
-        wanted: list[Value | None] = [node.inputs[0]]
+        indices: Sequence[int] = (0,)
     else:
         indices = facts.kernels[node.op_type] or range(len(node.inputs))
-        wanted = [node.inputs[index] for index in indices if index < len(node.inputs)]
-    return [value for value in wanted if value is not None and not is_constant(value)]
+    found = {index: node.inputs[index] for index in indices if index < len(node.inputs)}
+    return {index: value for index, value in found.items() if value is not None}
+
+
+def read(node: Node, facts: Quantization) -> list[Value]:
+    """Return the computed values that an integer node reads as integers."""
+    return [value for value in operands(node, facts).values() if not is_constant(value)]
+
+
+def is_layer(node: Node) -> bool:
+    """Tell whether a node multiplies a computed value by constant weights in a form that is rounded as a matrix."""
+    return node.op_type in LINEAR and _quantizable(node, lambda node, why: None)
+
+
+def _everywhere(order: list[Node], facts: Quantization, say: Declined) -> Placement:
+    """Return the placement of all that the target has integer kernels for."""
+    chosen = dict.fromkeys(node for node in order if _has_kernel(node, facts))
+    absorbed: set[Node | None] = set()
+    for node in chosen:
+        last = written(node, facts).producer()
+        if node not in absorbed and last is not node:
+            absorbed.add(last)
+    for node in order:
+        computed = any(value is not None and not is_constant(value) and _is_float(value) for value in node.inputs)
+        if computed and node not in chosen and node not in absorbed and node.op_type != "Cast":
+            say(node, f"the target has no integer kernel for {node.op_type} of this form")
+    nodes = tuple(node for node in chosen if node not in absorbed)
+    values, made = _values(nodes, facts)
+    return Placement(nodes, _joined(nodes, values, made, facts), made)
+
+
+def _joined(
+    nodes: tuple[Node, ...], values: dict[Value, Value], made: frozenset[Value], facts: Quantization
+) -> dict[Value, Value]:
+    """Let what only a Concat reads share the grid of its result, so that nothing is rounded there once more."""
+    moving = {node for node in nodes if node.op_type in facts.moves}
+    members: dict[Value, list[Value]] = {}
+    for value, root in values.items():
+        members.setdefault(root, []).append(value)
+    parents: dict[Value, Value] = {}
+    for node in nodes:
+        if node.op_type != "Concat":
+            continue
+        for value in read(node, facts):
+            root = values[value]
+            readers = {use.node for member in members[root] for use in member.uses()}
+            seen = any(member.is_graph_output() for member in members[root])
+            maker = root.producer()
+            if root in made and not seen and readers - moving == {node} and maker is not None and not is_product(maker):
+                parents[root] = values[written(node, facts)]
+    found = {}
+    for value, root in values.items():
+        while root in parents:
+            root = parents[root]
+        found[value] = root
+    return found
+
+
+def is_product(node: Node) -> bool:
+    """Tell whether a node multiplies two computed matrices."""
+    return node.op_type == "MatMul" and not any(value is None or is_constant(value) for value in node.inputs)
+
+
+def _is_float(value: Value) -> bool:
+    return value.dtype == DataType.FLOAT
+
+
+def _has_kernel(node: Node, facts: Quantization) -> bool:
+    if node.op_type not in facts.kernels and node.op_type not in facts.moves:
+        return False
+    inputs = operands(node, facts).values()
+    if not inputs or not all(_is_float(value) for value in inputs):
+        return False
+    # A table that rows are taken of is constant itself, and what is taken is not.
+    return any(not is_constant(value) for value in node.inputs if value is not None)
 
 
 def _quantizable(node: Node, say: Declined) -> bool:
@@ -145,11 +229,11 @@ def _values(nodes: tuple[Node, ...], facts: Quantization) -> tuple[dict[Value, V
         inputs = read(node, facts)
         for value in inputs:
             values.setdefault(value, value)
-        output = written(node, facts)
-        if node.op_type in facts.moves:
-            values[output] = values[inputs[0]]
-            made.add(output)
-        elif node.op_type in facts.needs_output:
-            values.setdefault(output, output)
-            made.add(output)
+        for output in writes(node, facts):
+            if node.op_type in facts.moves:
+                values[output] = values[inputs[0]] if inputs else output
+                made.add(output)
+            elif facts.every_edge or node.op_type in facts.needs_output:
+                values.setdefault(output, output)
+                made.add(output)
     return values, frozenset(made)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.analysis.statistics import Gram, Histogram, Moving, Request, Statistics
-from graphopt.ir import Value
+from graphopt.ir import Value, constant
 from graphopt.quantization.grid import Grid, grid_for_range, weight_grid
-from graphopt.quantization.insert import Layer
+from graphopt.quantization.insert import Layer, is_symmetric
 from graphopt.quantization.layers import LayerMatrix
 from graphopt.quantization.pairs import pair_columns
 from graphopt.quantization.placement import Placement
@@ -42,6 +42,15 @@ class Choices:
     bias_correction: bool = True
     pair_limit: int = 0
     power_of_two: bool = False
+    per_channel: bool = True
+
+    def grid(self, low: float, high: float) -> Grid:
+        """Return the grid of activations for a range."""
+        return grid_for_range(low, high, self.activations, symmetric=self.symmetric, power_of_two=self.power_of_two)
+
+    def of_type(self, facts: Quantization, kind: str) -> Choices:
+        """Return the same choices for activations of another type."""
+        return replace(self, activations=kind, symmetric=is_symmetric(facts, kind))
 
 
 @dataclass(frozen=True)
@@ -79,12 +88,20 @@ def value_ranges(placement: Placement, statistics: Statistics, choices: Choices)
             power_of_two=choices.power_of_two,
             moving=moving,
         )
-        grid = grid_for_range(
-            low, high, choices.activations, symmetric=choices.symmetric, power_of_two=choices.power_of_two
-        )
+        grid = choices.grid(low, high)
+        table = _table_of(value)
+        if table is not None:  # rows that calibration did not ask for count too
+            low, high = min(low, float(table.min())), max(high, float(table.max()))
+            grid = choices.grid(low, high)
         power = float((histogram.centers**2 * histogram.counts).sum() / max(histogram.total, 1))
         found[value] = ValueRange(low, high, grid, error(histogram, grid), power)
     return found
+
+
+def _table_of(value: Value) -> NDArray[Any] | None:
+    """Return the constant that ``value`` is taken from by an operator that moves data, None for other values."""
+    node = value.producer()
+    return constant(node.inputs[0]) if node is not None and node.op_type.startswith("Gather") else None
 
 
 def layer_requests(layers: Sequence[LayerMatrix], choices: Choices) -> dict[LayerMatrix, Request]:
@@ -102,7 +119,7 @@ def quantized_layer(layer: LayerMatrix, gram: Gram | None, input_scale: float, c
     grid = weight_grid(
         layer.array,
         choices.weights,
-        axis=layer.axis,
+        axis=layer.axis if choices.per_channel else None,
         symmetric=True,
         power_of_two=choices.power_of_two,
         method=choices.weight_ranges,
@@ -113,11 +130,12 @@ def quantized_layer(layer: LayerMatrix, gram: Gram | None, input_scale: float, c
     )
     if bias is not None:
         floor = np.abs(bias) / (input_scale * _LARGEST_BIAS)
-        grid = replace(grid, scale=np.maximum(grid.scale, floor.astype(np.float32)))
+        least = floor if choices.per_channel else floor.max(initial=0.0)
+        grid = replace(grid, scale=np.maximum(grid.scale, np.asarray(least, np.float32)))
     if gram is None:
         return Layer(layer.node, grid, grid.quantize(layer.array), bias)
     rows, second = layer.rows(layer.array), gram.second
-    by_row = replace(grid, axis=0)
+    by_row = _of_rows(grid, len(rows))
     integers = layer.rows(grid.quantize(layer.array))
     if by_gram:
         pairs = pair_columns(layer.array.shape, layer.axis, layer.reduction) if limit else None
@@ -128,6 +146,12 @@ def quantized_layer(layer: LayerMatrix, gram: Gram | None, input_scale: float, c
         bias = corrected_bias(rows, rounded, gram.mean, bias).astype(np.float64)
     error, power = output_error(rows, rounded, second), output_error(rows, np.zeros_like(rows), second)
     return Layer(layer.node, grid, layer.shaped(integers), bias, error, power)
+
+
+def _of_rows(grid: Grid, rows: int) -> Grid:
+    """Return the grid with a scale for each row, all the same where the tensor has one."""
+    scale, zero_point = np.broadcast_to(grid.scale, rows), np.broadcast_to(grid.zero_point, rows)
+    return Grid(scale, zero_point, grid.dtype, 0)
 
 
 def _importance(layer: LayerMatrix, gram: Gram) -> NDArray[np.float64]:
@@ -143,5 +167,7 @@ def chosen(facts: Quantization, **given: Any) -> Choices:
         symmetric=facts.activations_symmetric,
         weights=facts.weights,
         pair_limit=facts.pair_limit,
+        power_of_two=facts.power_of_two,
+        per_channel=facts.per_channel,
     )
     return replace(base, **given)

@@ -19,7 +19,7 @@ from graphopt.analysis.cost import Cost
 from graphopt.errors import UsageError
 from graphopt.ir import Model, Node, Value
 from graphopt.quantization.insert import Layer
-from graphopt.quantization.placement import Placement, read, written
+from graphopt.quantization.placement import Placement, read, writes
 from graphopt.quantization.trial import Outputs, Plan, Runs, Trial
 from graphopt.targets import Quantization
 
@@ -140,8 +140,7 @@ def units_of(placement: Placement, facts: Quantization) -> list[Node]:
 def alone(plan: Plan, node: Node, facts: Quantization) -> Plan:
     """Return the part of ``plan`` that has only ``node`` compute with integers."""
     values = plan.placement.values
-    output = written(node, facts)
-    made = frozenset({output} & plan.placement.made)
+    made = frozenset(writes(node, facts)) & plan.placement.made
     own = {value: values[value] for value in [*read(node, facts), *made]}
     return plan.within(Placement((node,), own, made))
 
@@ -188,7 +187,8 @@ def _holders(placement: Placement, value: Value, facts: Quantization) -> list[tu
         node
         for node in units_of(placement, facts)
         if any(
-            placement.values[seen] is value for seen in [*read(node, facts), *({written(node, facts)} & placement.made)]
+            placement.values[seen] is value
+            for seen in [*read(node, facts), *(set(writes(node, facts)) & placement.made)]
         )
     ]
     direct = [node for node in placement.nodes if value in read(node, facts)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from graphopt.ir import DataType, Model, Node, Value, constant
 from graphopt.ir.interface import InterfaceEditor
-from graphopt.quantization.grid import Grid
-from graphopt.quantization.insert import Inserter, Layer, stored
+from graphopt.quantization.insert import Grids, Inserter, Layer, stored, use_domain
 from graphopt.quantization.layers import BIAS, WEIGHT
 from graphopt.quantization.placement import Placement, read
+from graphopt.quantization.types import Types
 from graphopt.targets import Quantization
 
 Outputs = dict[str, NDArray[np.generic]]
@@ -22,11 +22,18 @@ Outputs = dict[str, NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is written into a model: where, the grid of each value, and what becomes of the layers' weights."""
+    """What is written into a model: where, the grids of each value by type, what becomes of the layers' weights, and
+    which nodes compute with 16 bits.
+    """
 
     placement: Placement
-    grids: Mapping[Value, Grid]
+    grids: Grids
     layers: tuple[Layer, ...]
+    wide: frozenset[Node] = frozenset()
+
+    def types(self, facts: Quantization) -> Types:
+        """Return the type of each node and value."""
+        return Types.of(self.placement, facts, self.wide)
 
     def within(self, placement: Placement) -> Plan:
         """Return the part of the plan that lies in ``placement``."""
@@ -88,9 +95,12 @@ class Trial:
             {values[value]: values[root] for value, root in placement.values.items()},
             frozenset(values[value] for value in placement.made),
         )
-        grids = {values[value]: plan.grids[value] for value in placement.values}
+        grids = {
+            kind: {values[value]: found[value] for value in placement.values} for kind, found in plan.grids.items()
+        }
         layers = [replace(layer, node=self._nodes[layer.node]) for layer in plan.layers]
-        Inserter(self.edit, self.facts, mapped, grids, lambda node, what: True).run(layers)
+        types = Types.of(mapped, self.facts, {self._nodes[node] for node in plan.wide})
+        Inserter(self.edit, self.facts, mapped, grids, types, lambda node, what: True).run(layers)
         return self.copy
 
     def round_weights(self, layers: Iterable[Layer]) -> Model:
@@ -107,10 +117,12 @@ class Trial:
         Return the name of the bool[] input that turns it on.
         """
         on = self.edit.add_input(f"round {value.name}", DataType.BOOL, [])
-        grid, mine = plan.grids[value], self._values[value]
+        kind, mine = plan.types(self.facts).roots[value], self._values[value]
+        grid, domain = plan.grids[kind][value], use_domain(self.edit, kind)
         scale = self.edit.constant(np.asarray(grid.scale, np.float32), "scale")
         zero = self.edit.constant(stored(grid.zero_point, grid.dtype), "zero_point")
-        chain = [("QuantizeLinear", [scale, zero]), ("DequantizeLinear", [scale, zero])]
+        prefix = f"{domain}::" if domain else ""
+        chain = [(f"{prefix}{name}", [scale, zero]) for name in ("QuantizeLinear", "DequantizeLinear")]
         readers = [
             (self._nodes[node], index)
             for node in (plan.placement.nodes if reader is None else (reader,))

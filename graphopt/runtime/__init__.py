@@ -2,7 +2,7 @@
 
 from graphopt.runtime.bench import BenchResult, Spread, bench
 from graphopt.runtime.callables import is_callable_spec, load_callable
-from graphopt.runtime.compare import Comparison, MetricValues, OutputDifference, compare, measure
+from graphopt.runtime.compare import Comparison, MetricValues, OutputDifference, compare, differences, measure
 from graphopt.runtime.session import InputInfo, Session, evaluate
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Spread",
     "bench",
     "compare",
+    "differences",
     "evaluate",
     "is_callable_spec",
     "load_callable",

@@ -155,24 +155,42 @@ def compare(
     first, second = (m if isinstance(m, Session) else Session(m, threads=threads) for m in (a, b))
     _same_names(first, second)
     notes = _unread_inputs(first, second)
-    sums: dict[str, _Sums] = {}
     unsupported: dict[str, str] = {}
     kept: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     count = 0
-    for count, feeds in enumerate(batches, start=1):
-        left = first.run(feeds)
-        right = second.run({k: v for k, v in feeds.items() if k in second.accepts or k not in first.accepts})
-        for name, expected in left.items():
-            for path, x, y in _leaves(name, expected, right[name], unsupported):
-                sums.setdefault(path, _Sums(path, str(x.dtype))).add(x, y, count)
-        if metric is not None:
-            kept[0].append(left)
-            kept[1].append(right)
+
+    def pairs() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        nonlocal count
+        for feeds in batches:
+            count += 1
+            left = first.run(feeds)
+            right = second.run({k: v for k, v in feeds.items() if k in second.accepts or k not in first.accepts})
+            if metric is not None:
+                kept[0].append(left)
+                kept[1].append(right)
+            yield left, right
+
+    results = differences(pairs(), unsupported)
     if not count:
         raise UsageError("no batch to compare the models on")
     values = MetricValues(measure(metric, kept[0]), measure(metric, kept[1])) if metric is not None else None
-    results = tuple(s.result() for s in sums.values())
     return Comparison(results, count, values, rtol, atol, unsupported, notes)
+
+
+def differences(
+    pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], unsupported: dict[str, str] | None = None
+) -> tuple[OutputDifference, ...]:
+    """Sum up how far outputs are apart: pairs of one batch's by name, the reference's first.
+
+    What cannot be compared goes into ``unsupported``, with the reason. Raises VerifyError as :func:`compare` does.
+    """
+    sums: dict[str, _Sums] = {}
+    skipped: dict[str, str] = {} if unsupported is None else unsupported
+    for count, (left, right) in enumerate(pairs, start=1):
+        for name, expected in left.items():
+            for path, x, y in _leaves(name, expected, right[name], skipped):
+                sums.setdefault(path, _Sums(path, str(x.dtype))).add(x, y, count)
+    return tuple(s.result() for s in sums.values())
 
 
 def _same_names(a: Session, b: Session) -> None:

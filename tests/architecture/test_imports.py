@@ -35,7 +35,11 @@ ALLOWED = {
 THIRD_PARTY = {
     "onnx": ("graphopt/ir/", "graphopt/io/"),
     "onnx_ir": ("graphopt/ir/", "graphopt/io/"),
-    "onnxruntime": ("graphopt/runtime/",),
+    "onnxruntime": ("graphopt/runtime/", "graphopt/backend/workers/"),
+    "onnxruntime_qnn": ("graphopt/backend/workers/",),
+    "onnxruntime_ep_openvino": ("graphopt/backend/workers/",),
+    "openvino": ("graphopt/backend/workers/",),
+    "rknn": ("graphopt/backend/workers/",),
     "onnx_graphsurgeon": ("graphopt/io/surgeon.py",),
     "networkx": ("graphopt/analysis/",),
     "click": ("graphopt/cli/", "graphopt/__main__.py"),
@@ -162,6 +166,18 @@ def test_a_library_is_imported_only_where_it_belongs(library):
 
 def test_nothing_of_graphopt_is_imported_inside_a_function():
     wrong = [str(item) for items in IMPORTS.values() for item in items if item.local and of_graphopt(item.name)]
+
+    assert wrong == []
+
+
+def test_workers_import_nothing_of_graphopt():
+    """They run in environments that need not have it."""
+    wrong = [
+        str(item)
+        for name, items in IMPORTS.items()
+        for item in items
+        if name.startswith("graphopt.backend.workers") and of_graphopt(item.name)
+    ]
 
     assert wrong == []
 

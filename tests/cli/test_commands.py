@@ -309,7 +309,7 @@ def test_presets_and_targets_are_listed(graphopt):
     assert "lossless: " in graphopt("presets")[1]
     assert "lossless" in json.loads(graphopt("presets", "--json")[1])["presets"]
     assert "ort-cpu: " in graphopt("targets")[1]
-    assert json.loads(graphopt("targets", "--json")[1])["targets"][0]["name"] == "cpu-arm64"
+    assert "cpu-arm64" in {item["name"] for item in json.loads(graphopt("targets", "--json")[1])["targets"]}
 
 
 def test_zoo_lists_real_models_and_fetches_them(graphopt, monkeypatch, tmp_path):

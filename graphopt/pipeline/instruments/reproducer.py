@@ -91,7 +91,7 @@ class Reproducer(Instrument):
             "pipeline": str(run.remaining(item)),
             "seed": run.ctx.seed,
             "fuel": self._fuel,
-            "target": run.ctx.target.name if run.ctx.target else None,
+            "target": run.ctx.target.label if run.ctx.target else None,
             "rtol": self._rtol,
             "inputs": [list(feeds) for feeds in self._inputs],
             "error": error.to_json(),

@@ -1,0 +1,129 @@
+"""Models compiled ahead of time by the target's own toolchain, loaded again and compared before they are written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphopt.backend import check_qnn, check_rknn
+from graphopt.backend.job import Arrays, Job
+from graphopt.backend.toolchain import ask
+from graphopt.errors import TargetError, UsageError, VerifyError
+from graphopt.runtime import differences
+
+_TOLERANCE = 0.01
+"""How far, of an output's scale, a compiled model may be off: the compiler may round an output once more or less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What was written: the files, the first of which is the one to load, and what the comparison says."""
+
+    files: tuple[Path, ...]
+    detail: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        sizes = {str(file): file.stat().st_size for file in self.files}
+        return {"files": sizes, "detail": self.detail}
+
+
+def require_compiler(toolchain: str, target: str) -> None:
+    """Raise UsageError for a target whose models cannot be compiled here."""
+    if toolchain not in COMPILERS:
+        hint = "models for qnn-htp and rknn can be"
+        raise UsageError(
+            "nothing here compiles models for this target", where=f"--compile --target {target}", hint=hint
+        )
+
+
+def compile_beside(job: Job, output: Path) -> Compiled:
+    """Compile ``job`` and put the result beside ``output``, completely or not at all.
+
+    Raises UsageError for a target without a compiler or a folder that cannot be written, TargetError when the
+    toolchain is missing, refuses the model, crashes or does not finish, VerifyError when what was compiled computes
+    something else.
+    """
+    require_compiler(job.target.toolchain, job.target.label)
+    folder = job.folder / "compiled"
+    folder.mkdir()
+    files, detail = COMPILERS[job.target.toolchain](job, folder, output.stem)
+    return Compiled(_handed_over(files, output.parent), detail)
+
+
+def _context_model(job: Job, folder: Path, stem: str) -> tuple[list[Path], str]:
+    """Make an EPContext model: a small ONNX file, and the chip's program in a file beside it."""
+    path = folder / f"{stem}_ctx.onnx"
+    request = check_qnn.request_of(job.path, job.target.options, compile_to=path)
+    answer = ask(check_qnn.QNN, request, job.folder, time_limit=job.time_limit)
+    if answer.values["error"] or not path.is_file():
+        raise TargetError(
+            f"Qualcomm's compiler refuses the model: {answer.values['error'].splitlines()[0][:300]}",
+            where=job.name,
+            hint=f"`graphopt check {job.name} --target {job.target.label}` says why",
+        )
+    fresh, loaded = (_outputs(job, model) for model in (job.path, path))
+    others = sorted(file for file in folder.iterdir() if file != path)
+    return [path, *others], f"loaded again: outputs {_compared(fresh, loaded, job.name)}"
+
+
+def _outputs(job: Job, model: Path) -> list[Arrays]:
+    request = check_qnn.request_of(model, job.target.options)
+    names, sources, destinations = job.save_inputs()
+    request.update(names=names, inputs=sources, outputs=destinations)
+    answer = ask(check_qnn.QNN, request, job.folder, time_limit=job.time_limit)
+    if answer.values["error"]:
+        raise TargetError(f"it does not run: {answer.values['error'].splitlines()[0][:300]}", where=str(model.name))
+    return job.load_outputs(answer.values["outputs"], destinations)
+
+
+def _rknn_model(job: Job, folder: Path, stem: str) -> tuple[list[Path], str]:
+    path = folder / f"{stem}.rknn"
+    request = check_rknn.request_of(job.path, job.target.options, export=path)
+    answer = ask(check_rknn.toolchain(), request, job.folder, time_limit=job.time_limit)
+    if answer.values["error"] or not path.is_file():
+        raise TargetError(
+            f"rknn-toolkit2 does not {answer.values['stage'] or 'export'} the model: {answer.values['error'][-300:]}",
+            where=job.name,
+            hint=f"`graphopt check {job.name} --target {job.target.label}` says more",
+        )
+    return [path], "loaded again; the simulator runs what was just built only, so `graphopt check` has its numbers"
+
+
+COMPILERS: Mapping[str, Callable[[Job, Path, str], tuple[list[Path], str]]] = {
+    "qnn": _context_model,
+    "rknn": _rknn_model,
+}
+
+
+def _compared(fresh: list[Arrays], loaded: list[Arrays], name: str) -> str:
+    """Say how far the compiled model is from the one compiled on the spot. Raises VerifyError when that is too far."""
+    found = differences(zip(fresh, loaded, strict=True))
+    if all(item.differing == 0 for item in found):
+        return f"on {len(fresh)} random inputs are identical"
+    worst = max(found, key=lambda item: item.max_rel_to_scale or 0.0)
+    if not worst.within(_TOLERANCE):
+        raise VerifyError("the compiled model gives another result", where=f"{name}: output {worst.name}")
+    return f"differ by up to {worst.max_rel_to_scale:.1e} of their scale"
+
+
+def _handed_over(files: list[Path], folder: Path) -> tuple[Path, ...]:
+    """Move ``files`` into ``folder``, each in one piece, the one that names the others last."""
+    parts = []
+    try:
+        for file in files:
+            part = folder / f"{file.name}.part"
+            parts.append(part)
+            shutil.copyfile(file, part)
+        for file, part in reversed(list(zip(files, parts, strict=True))):
+            os.replace(part, folder / file.name)
+    except OSError as error:
+        raise UsageError(f"what was compiled cannot be written: {error.strerror}", where=str(folder)) from error
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+    return tuple(folder / file.name for file in files)

@@ -1,0 +1,130 @@
+"""Which rewrites bring a model into a form that a target takes, and what is left that it does not take.
+
+What is to be done follows from the target's facts: its opset and its rules, each of which may name a cure. The steps
+are returned as the text of pipelines; whoever runs pipelines runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graphopt.diagnostics import Diagnostic, Severity
+from graphopt.errors import UsageError
+from graphopt.ir import Model, Node, attr, nodes, opset, shape_of
+from graphopt.ir.edit import operator_key
+from graphopt.ir.query import is_constant
+from graphopt.ir.schema import defaults
+from graphopt.targets import Rule, Target
+
+CLEAN = (
+    "inline-functions,lift-constants,"
+    "fixpoint(fold-shapes,fold-constants,inline-if,remove-identities,remove-reshapes,merge-chains,remove-dead)"
+)
+"""What lets the other steps see operators as they are."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A node in a form that the target does not take, or takes and computes wrongly, and the rule that says so."""
+
+    node: Node
+    rule: Rule
+
+    def diagnostic(self, target: Target) -> Diagnostic:
+        """Return the warning about it, with the vendor's reason and what would help."""
+        verdict = "computes it wrongly" if self.rule.wrong else "does not take it"
+        text = f"{target.name} {verdict}: {self.rule.why}"
+        help_text = self.rule.advice or (
+            f"{self.rule.cure} turns it into a form that it takes" if self.rule.cure else None
+        )
+        name = self.node.name or next((value.name for value in self.node.outputs if value.name), None)
+        return Diagnostic(Severity.WARNING, "LEGAL001", f"{self.node.op_type}: {text}", name, help_text)
+
+
+def steps(model: Model, target: Target) -> list[str]:
+    """Return the pipelines, as texts, that come before what the user asked for."""
+    found = []
+    version = opset(model)
+    if target.opset > version:
+        found.append(f"convert-opset{{version={target.opset},only_up=true}}")
+    present = {operator_key(node) for node in nodes(model)}
+    cures = [rule.cure for rule in target.rules if rule.cure and rule.op in present]
+    if found or cures:
+        found = [CLEAN, *found, *dict.fromkeys(cures)]
+    if target.quantization is not None and target.quantization.every_edge:
+        found.append(f"{CLEAN},bound-masks" if not found else "bound-masks")
+    if target.max_opset and max(version, target.opset) > target.max_opset:
+        found.append(f"convert-opset{{version={target.max_opset}}}")
+    return found
+
+
+def sizes(model: Model, target: Target, given: Mapping[str, int], found: list[Diagnostic]) -> dict[str, int]:
+    """Return the sizes that open dimensions of the inputs get, by their name or as INPUT.AXIS.
+
+    Those ``given`` are taken; where the target needs static shapes, an open first axis becomes 1, of which ``found`` is
+    told. Raises UsageError for other open dimensions then.
+    """
+    chosen, missing = dict(given), dict[str, None]()
+    for value in model.graph.inputs:
+        for axis, dim in enumerate(shape_of(value) or ()):
+            place = f"{value.name}.{axis}"
+            name = dim if isinstance(dim, str) else place
+            if isinstance(dim, int) or name in chosen or place in chosen or not target.static_shapes:
+                continue
+            if axis:
+                missing[name] = None
+                continue
+            chosen[name] = 1
+            text = f"{target.name} needs static shapes: the dimension {name} becomes 1"
+            found.append(Diagnostic(Severity.WARNING, "LEGAL002", text, hint=f"--dim {name}=SIZE gives another size"))
+    if missing:
+        hint = " ".join(f"--dim {name}=SIZE" for name in missing)
+        raise UsageError(f"{target.name} needs static shapes, and the size of {', '.join(missing)} is open", hint=hint)
+    return chosen
+
+
+def refused(model: Model, target: Target) -> list[Refused]:
+    """Return the nodes that a rule of the target speaks against, as the model is now."""
+    by_op: dict[str, list[Rule]] = {}
+    for rule in target.rules:
+        by_op.setdefault(rule.op, []).append(rule)
+    return [
+        Refused(node, rule)
+        for node in nodes(model)
+        for rule in by_op.get(operator_key(node), ())
+        if _holds(rule, node, opset(model))
+    ]
+
+
+def _holds(rule: Rule, node: Node, version: int) -> bool:
+    if rule.types and _type_of(node) not in rule.types:
+        return False
+    if rule.constant >= 0 and not _is_constant(node, rule.constant):
+        return False
+    known = defaults(node.op_type, version) if node.domain == "" and rule.when else {}
+    return all(_text(attr(node, name, known.get(name))) in values for name, values in rule.when.items())
+
+
+def _is_constant(node: Node, index: int) -> bool:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    producer = None if value is None else value.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        value = producer.inputs[0]
+    return value is not None and is_constant(value)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _type_of(node: Node) -> str:
+    """Return the type of the integers that a node computes with, ``float`` where its data comes from no Q/DQ pair."""
+    for value in node.inputs:
+        producer = None if value is None else value.producer()
+        if producer is None or producer.op_type != "DequantizeLinear" or producer.inputs[0] is None:
+            continue
+        dtype = producer.inputs[0].dtype
+        return "float" if dtype is None else dtype.name.lower()
+    return "float"

@@ -1,0 +1,91 @@
+"""What is done to a model before a pipeline because of its target, and what is said of what is left."""
+
+import numpy as np
+import pytest
+
+from graphopt.backend.legalize import refused, steps
+from graphopt.driver import optimize
+from graphopt.errors import UsageError
+from graphopt.targets import find
+from tests.helpers import model_of, operators
+
+GELU = """g (float[N,4] x) => (float[N,4] y) {
+    a = Div(x, root) b = Erf(a) c = Add(b, one) d = Mul(x, c) y = Mul(d, half) }"""
+NUMBERS = {"root": np.float32(np.sqrt(2)), "one": np.float32(1), "half": np.float32(0.5)}
+
+
+def gelu():
+    return model_of(GELU, weights={name: np.array(number) for name, number in NUMBERS.items()}, opset=17)
+
+
+def test_a_cpu_asks_for_nothing():
+    model = gelu()
+
+    assert steps(model, find("cpu-x64")) == []
+    assert refused(model, find("cpu-x64")) == []
+
+
+def test_a_decomposed_gelu_becomes_the_operator_that_the_npu_has():
+    model = gelu()
+    assert [found.rule.op for found in refused(model, find("qnn-htp"))] == ["Erf"]
+
+    result = optimize(model, preset="none", target=find("qnn-htp"), dims={"N": 2})
+
+    assert operators(model) == {"Gelu": 1}
+    assert "LEGAL001" not in {d.code for d in result.diagnostics}
+
+
+def test_what_has_no_cure_is_said_with_the_vendors_reason():
+    model = model_of("g (float[2] x) => (float[2] y) { [alone] y = Erf(x) }", opset=20)
+
+    result = optimize(model, preset="none", target=find("qnn-htp"))
+
+    said = next(d for d in result.diagnostics if d.code == "LEGAL001")
+    assert said.node == "alone" and "not supported by QNN EP" in said.message and said.hint
+
+
+@pytest.mark.parametrize(("mode", "wrong"), [("floor", True), ("round_prefer_floor", False)])
+def test_a_rule_may_hang_on_attributes_and_on_their_defaults(mode, wrong):
+    body = f'g (float[1,1,2,2] x) => (float[1,1,4,4] y) {{ y = Resize <nearest_mode = "{mode}"> (x, , s) }}'
+    model = model_of(body, weights={"s": np.array([1, 1, 2, 2], np.float32)})
+
+    assert [found.rule.wrong for found in refused(model, find("qnn-htp"))] == [True] * wrong
+
+
+def test_a_first_axis_becomes_one_and_that_is_said():
+    model = gelu()
+    result = optimize(model, preset="none", target=find("qnn-htp"))
+
+    assert list(model.graph.inputs[0].shape) == [1, 4]
+    assert "LEGAL002" in {d.code for d in result.diagnostics}
+
+
+def test_other_open_sizes_have_to_be_given():
+    body = "g (float[N,T] x) => (float[N,T] y) { y = Relu(x) }"
+
+    with pytest.raises(UsageError, match="T is open") as caught:
+        optimize(model_of(body), preset="none", target=find("qnn-htp"))
+    assert caught.value.hint == "--dim T=SIZE"
+
+    model = model_of(body)
+    optimize(model, preset="none", target=find("qnn-htp"), dims={"T": 7})
+    assert list(model.graph.inputs[0].shape) == [1, 7]
+
+
+def test_an_opset_that_is_too_new_is_converted_down():
+    model = model_of("g (float[2,4] x) => (float[2,4] y) { y = Relu(x) }", opset=21)
+
+    optimize(model, preset="none", target=find("rknn"))
+
+    assert model.opset_imports[""] == 19
+
+
+def test_products_with_weights_become_convolutions_where_the_compiler_hangs_on_them():
+    weights = {"w": np.ones((4, 4), np.float32)}
+    model = model_of("g (float[2,4] x) => (float[2,4] y) { y = MatMul(x, w) }", weights=weights)
+
+    optimize(model, preset="none", target=find("rknn"))
+
+    assert "Conv" in operators(model) and "MatMul" not in operators(model)
+    both = model_of("g (float[4,4] x) => (float[4,4] y) { y = MatMul(x, x) }")
+    assert refused(both, find("rknn")) == []

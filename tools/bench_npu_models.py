@@ -1,0 +1,160 @@
+"""What ``bench.py npu`` measures on: networks with their sizes, calibration inputs, and metrics where they have one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+from bench_quantize_data import SHARED, Arrays, Runnable, all_tasks, cache_folder, module_of
+from numpy.typing import NDArray
+
+from graphopt import zoo
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURES = ("resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vit_b_16", "deeplab_mnv3")
+TRANSFORMERS = frozenset({"minilm_l6_v2", "fashion_transformer", "vit_b_16"})
+_RANDOM_SAMPLES = 8
+_FIXED = {"sr": 16000}
+"""Inputs that are settings."""
+
+Score = Callable[[Runnable, "int | None"], float]
+
+
+@dataclass(frozen=True)
+class NpuModel:
+    """A network of the table.
+
+    ``dims`` are the sizes of its open dimensions besides the batch, which is 1; ``calibration`` writes inputs, samples
+    along the first axis, to a .npz file; ``score`` runs a session over the first inputs of its test set and returns the
+    share that is right. ``convolutional`` tells whether it is one for RKNN.
+    """
+
+    name: str
+    path: Callable[[], Path]
+    calibration: Callable[[], Path]
+    dims: Mapping[str, int] = field(default_factory=dict)
+    score: Score | None = None
+    settings: Sequence[str] = ()
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether it consists of convolutions, not of attention or recurrence."""
+        return self.name not in TRANSFORMERS and "silero" not in self.name
+
+
+def npu_models() -> list[NpuModel]:
+    """Return every network that can be had here; what is missing is said on stderr."""
+    tasks = {task.name: task for task in all_tasks()}
+    models = [_fashion("fashion_cnn"), _fashion("fashion_transformer")]
+    for name in ("efficientnet_lite0", "cifar10_resnet20", "minilm_l6_v2"):
+        if name in tasks:
+            task = tasks[name]
+            dims = {"sequence": 64, "seq": 64} if name == "minilm_l6_v2" else {}
+            models.append(NpuModel(name, task.model, task.calibration, dims, task.score))
+    lines = tasks["ppocrv4_rec"]
+    models += [
+        _random("ppocrv4_det", partial(zoo.fetch, "ppocrv4_det"), {"x": (3, 480, 480)}),
+        NpuModel("ppocrv4_rec", lines.model, lines.calibration, {"x.3": 320, "x.2": 48}),
+        _random("ddddocr_det", partial(zoo.fetch, "ddddocr_det"), {"images": (3, 416, 416)}),
+        _random("silero_vad_op18_ifless", partial(zoo.fetch, "silero_vad_op18_ifless"), {"input": (576,)}),
+    ]
+    if not (SHARED / "arch" / "materialize.py").is_file():
+        click.echo(f"skipped {', '.join(ARCHITECTURES)}: there is no ../shared/arch", err=True)
+        return models
+    return models + [_random(name, partial(_architecture, name), {"x": (3, 224, 224)}) for name in ARCHITECTURES]
+
+
+def open_dims(path: Path, known: Mapping[str, int]) -> dict[str, int]:
+    """Return the sizes of all open dimensions of a model's inputs: those ``known``, 1 for the rest."""
+    sizes: dict[str, int] = {}
+    proto = onnx.load(path, load_external_data=False)
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    for value in proto.graph.input:
+        if value.name in constants:
+            continue
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value"):
+                continue
+            name = _name_of(dim, place := f"{value.name}.{axis}")
+            sizes[name] = known.get(place, known.get(name, 1))
+    return sizes
+
+
+def _name_of(dim: Any, place: str) -> str:
+    """Return how fix-shapes calls an open dimension: its own name where that is one, else its place."""
+    return dim.dim_param if dim.dim_param.isidentifier() else place
+
+
+def _fashion(name: str) -> NpuModel:
+    metrics = module_of(ROOT / "models" / "metrics.py")
+
+    def calibration() -> Path:
+        return _stored(name, lambda: {"images": np.concatenate([b["images"] for b in metrics.fashion_calibration()])})
+
+    def score(session: Runnable, limit: int | None) -> float:
+        batches = [batch["images"] for batch in metrics.fashion_test()]
+        images: NDArray[Any] = np.concatenate(batches)[:limit]
+        return float(metrics.fashion_accuracy([{"logits": session.run(None, {"images": images})[0]}]))
+
+    return NpuModel(name, lambda: ROOT / "models" / f"{name}.onnx", calibration, {}, score)
+
+
+def _random(name: str, path: Callable[[], Path], shapes: Mapping[str, tuple[int, ...]]) -> NpuModel:
+    """Return a network that has no data here: its inputs are random."""
+    dims = {f"{value}.{axis}": size for value, shape in shapes.items() for axis, size in enumerate(shape, start=1)}
+
+    def calibration() -> Path:
+        return _stored(name, lambda: random_inputs(path(), dims, _RANDOM_SAMPLES))
+
+    return NpuModel(name, path, calibration, dims)
+
+
+def random_inputs(path: Path, known: Mapping[str, int], samples: int, seed: int = 0) -> Arrays:
+    """Return ``samples`` random inputs of batch 1, stacked along a new first axis where an input has no batch."""
+    sizes = open_dims(path, known)
+    rng = np.random.default_rng(seed)
+    found: Arrays = {}
+    proto = onnx.load(path, load_external_data=False)
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    for value in proto.graph.input:
+        if value.name in constants:
+            continue
+        kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        shape = [
+            dim.dim_value if dim.HasField("dim_value") else sizes[_name_of(dim, f"{value.name}.{axis}")]
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+        ]
+        rows = (samples, *shape[1:]) if shape and shape[0] == 1 else (samples, *shape)
+        whole = np.issubdtype(kind, np.integer)
+        drawn = rng.integers(0, 2, rows) if whole else rng.standard_normal(rows)
+        found[value.name] = np.asarray(np.full(rows, _FIXED.get(value.name)) if value.name in _FIXED else drawn, kind)
+    return found
+
+
+def _stored(name: str, make: Callable[[], Arrays]) -> Path:
+    path = cache_folder().with_name("bench-npu") / f"{name}-calibration-v1.npz"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npz")
+        np.savez(part, **make())  # pyright: ignore[reportArgumentType]
+        part.replace(path)
+    return path
+
+
+def _architecture(name: str) -> Path:
+    """Return an architecture of ../shared/arch with its weights drawn."""
+    path = cache_folder().with_name("bench-npu") / f"{name}.onnx"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        materialize = module_of(SHARED / "arch" / "materialize.py").materialize
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx", delete=False) as part:
+            onnx.save(materialize(SHARED / "arch" / f"{name}.onnx"), part.name)
+        Path(part.name).replace(path)
+    return path
