@@ -145,8 +145,9 @@ def optimize(
             fuel=dict(fuel or {}),
         )
         digest = None if hashing is None else hashing.result()
-    for node in refused(loaded, target) if target is not None else ():
-        sink.add(node.diagnostic(target))
+    if target is not None:
+        for node in refused(loaded, target):
+            sink.add(node.diagnostic(target))
     if path is not None:
         io.save(loaded, path, provenance=_provenance(chosen, digest))
     result = Result(loaded, run, path, sink, str(model) if isinstance(model, str | Path) else None, digest)

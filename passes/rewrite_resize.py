@@ -93,13 +93,14 @@ def _along(size: int, result: int, scale: np.float32, place: str, rounding: str)
         at = at * np.float32(size - 1) / np.float32(result - 1) if result > 1 else at * 0
     elif place == "half_pixel" or result > 1:
         at = (at + np.float32(0.5)) / scale - np.float32(0.5)
-    half = np.float32(0.5)
-    rounded = {
-        "floor": np.floor,
-        "ceil": np.ceil,
-        "round_prefer_floor": lambda x: np.ceil(x - half),
-        "round_prefer_ceil": lambda x: np.floor(x + half),
-    }[rounding](at)
+    if rounding == "floor":
+        rounded = np.floor(at)
+    elif rounding == "ceil":
+        rounded = np.ceil(at)
+    elif rounding == "round_prefer_floor":
+        rounded = np.ceil(at - np.float32(0.5))
+    else:
+        rounded = np.floor(at + np.float32(0.5))
     return [int(index) for index in np.clip(rounded, 0, size - 1)]
 
 

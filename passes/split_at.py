@@ -27,7 +27,7 @@ from typing import ClassVar
 
 from graphopt.analysis import Shapes
 from graphopt.errors import UsageError
-from graphopt.ir import Model, Node, Value, nodes, shape_of
+from graphopt.ir import Editor, Model, Node, Value, shape_of
 from graphopt.ir.interface import InterfaceEditor
 from graphopt.ir.query import is_constant, is_read
 from graphopt.pipeline import Changes, Pass, PassContext, option
@@ -45,7 +45,7 @@ class SplitAt(Pass):
     def run(self, model: Model, ctx: PassContext) -> Changes:
         """See the module's text. Raises UsageError for names of no node, and where one part would be empty."""
         ctx.get(Shapes)
-        tail = _behind(self._named(model), ctx)
+        tail = _behind(self._named(model), ctx.edit)
         order = list(model.graph)
         if len(tail) == len(order):
             raise UsageError("nothing is left in front of these nodes", where=f"{self.name}{{nodes={self.nodes}}}")
@@ -76,57 +76,46 @@ class SplitAt(Pass):
         return list(found)
 
 
-def _behind(first: list[Node], ctx: PassContext) -> set[Node]:
+def _behind(first: list[Node], edit: Editor) -> set[Node]:
     """Return the nodes of the main graph that are named or depend on them."""
     found = set(first)
     pending = list(first)
     for node in pending:  # grows while it is walked
-        for value in node.outputs:
-            for use in value.uses():
-                reader = use.node
-                while reader.graph is not ctx.edit.model.graph:
-                    owner = None if reader.graph is None else ctx.edit.owner(reader.graph)
-                    assert owner is not None
-                    reader = owner
-                if reader not in found:
-                    found.add(reader)
-                    pending.append(reader)
+        for reader in (_outermost(use.node, edit) for value in node.outputs for use in value.uses()):
+            if reader not in found:
+                found.add(reader)
+                pending.append(reader)
     return found
 
 
-def _crossing(model: Model, tail: Collection[Node]) -> list[Value]:
+def _outermost(node: Node, edit: Editor) -> Node:
+    """Return the node of the main graph that ``node`` is in, itself where it is of that graph."""
+    owner = None if node.graph is None or node.graph is edit.model.graph else edit.owner(node.graph)
+    return node if owner is None else _outermost(owner, edit)
+
+
+def _crossing(edit: Editor, tail: Collection[Node]) -> list[Value]:
     """Return the values that nodes in front of ``tail`` compute and it reads, in order."""
-    inside = {inner for node in nodes(model) for inner in (node,) if _top(model, node) in tail}
     return [
         value
-        for node in model.graph
+        for node in edit.model.graph
         if node not in tail
         for value in node.outputs
-        if any(use.node in inside for use in value.uses())
+        if any(_outermost(use.node, edit) in tail for use in value.uses())
     ]
-
-
-def _top(model: Model, node: Node) -> Node | None:
-    graph = node.graph
-    while graph is not None and graph is not model.graph:
-        found = graph.parent_node
-        if found is None:
-            return None
-        node, graph = found, found.graph
-    return node
 
 
 def _keep_head(model: Model, tail: Collection[Node]) -> int:
     edit = InterfaceEditor(model)
     kept = [value for value in model.graph.outputs if value.producer() not in tail]
-    edit.set_outputs([*kept, *(value for value in _crossing(model, tail) if value not in kept)])
+    edit.set_outputs([*kept, *(value for value in _crossing(edit, tail) if value not in kept)])
     return _erase(edit, tail)
 
 
 def _keep_tail(model: Model, tail: Collection[Node]) -> int:
     edit = InterfaceEditor(model)
     outputs = [value for value in model.graph.outputs if value.producer() in tail]
-    crossing = _crossing(model, tail)
+    crossing = _crossing(edit, tail)
     shapes = [shape_of(value) for value in crossing]
     edit.set_outputs(outputs)
     head = [node for node in model.graph if node not in tail]
