@@ -52,7 +52,7 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
         answer["outputs"] = names
         answer["seconds"]["run"] = time.perf_counter() - started
     # OpenVINO raises whatever it likes, and the caller wants to know what.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - the vendor's code may raise anything, and the answer says what
         answer["error"] = f"{type(error).__name__}: {error}"
         return answer
     return {**answer, "stage": ""}

@@ -77,7 +77,7 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
             np.savez(destination, *values)
         answer["seconds"]["run"] = time.perf_counter() - started
     # The providers raise whatever they like, and the caller wants to know what.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - the vendor's code may raise anything, and the answer says what
         answer["error"] = f"{type(error).__name__}: {error}"
         return answer
     return {**answer, "stage": ""}
