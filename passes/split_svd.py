@@ -118,7 +118,8 @@ class SplitSvd(Pass):
         if not chosen:
             return Changes()
         before, refits = Cost.measure(model).parameters, []
-        ctx.notes[self.name] = {"ratio": plan.ratio, "splits": [described(*pair) for pair in chosen.items()]}
+        told = [described(site, item, plan.times.get(site)) for site, item in chosen.items()]
+        ctx.notes[self.name] = {"ratio": plan.ratio, "splits": told}
         runner = ctx.runner
         if runner is None or not runner.has_data:
             split_by_weights(ctx.edit, chosen)

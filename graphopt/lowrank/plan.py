@@ -46,11 +46,12 @@ class Goal:
 class Plan:
     """The candidates ``chosen``; ``slow`` holds the least time, over the layer's own, of sites not split for that.
 
-    ``ratio`` is the time of the whole model over that before, as timed with random weights, None when it was not.
+    ``times`` are those of the sites chosen, over the layer's own, measured or by the model of costs; ``ratio`` is the time of the whole model over that before, as timed with random weights, None when it was not.
     """
 
     chosen: dict[Site, Candidate] = field(default_factory=dict)
     slow: dict[Site, float] = field(default_factory=dict)
+    times: dict[Site, float] = field(default_factory=dict)
     ratio: float | None = None
 
 
@@ -79,6 +80,8 @@ class Planner:
                 best = min(self.times.ratio(site, way.candidate) for way in ways)
                 plan.slow[site] = max(best, plan.slow.get(site, best))
         plan.slow = {site: ratio for site, ratio in plan.slow.items() if site not in plan.chosen}
+        if self.times is not None:
+            plan.times = {site: self.times.ratio(site, item) for site, item in plan.chosen.items()}
         if clock is not None and plan.chosen:
             plan.ratio = clock.ratio(plan.chosen)
         return plan
@@ -131,8 +134,8 @@ class Planner:
         return min(found, key=lambda item: (item.error, item.macs), default=None)
 
 
-def described(site: Site, item: Candidate) -> dict[str, Any]:
-    """Return what a report tells of a split: the layers by name, and costs before and after."""
+def described(site: Site, item: Candidate, time: float | None) -> dict[str, Any]:
+    """Return what a report tells of a split: the layers by name, costs before and after, and the ratio of times."""
     return {
         "layers": [layer.node.name or layer.node.outputs[0].name for layer in site.layers],
         "form": item.form,
@@ -140,4 +143,5 @@ def described(site: Site, item: Candidate) -> dict[str, Any]:
         "error": item.error,
         "macs": [site.macs, item.macs],
         "parameters": [site.parameters, item.parameters],
+        "time": time,
     }
