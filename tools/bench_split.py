@@ -62,8 +62,8 @@ CASES = (
 class Record:
     """What became of a model: metrics in percent, SQNR in dB, shares of parameters, MACs and time that are left.
 
-    ``split`` counts layers, ``slowest`` is the time of the split that saves least, over the layer's own; ``seconds`` and
-    ``peak_mb`` are those of the run.
+    ``split`` counts layers, ``slowest`` is the time of the split that saves least of it, over the layer's own;
+    ``seconds`` and ``peak_mb`` are those of the run.
     """
 
     case: Case
@@ -226,7 +226,8 @@ def _sqnr(before: Path, after: Path, samples: Arrays) -> float | None:
 
 
 _COLUMNS = (
-    "model                goal                     variant    metric   drop   SQNR  params   MACs  split  slowest  latency"
+    "model                goal                     variant    metric   drop   SQNR  params   MACs  split  slowest"
+    "  latency  seconds  peak MB"
 )
 
 
@@ -251,7 +252,7 @@ def split(
 ) -> None:
     """Measure what is left of quality, cost and time; exit code 1 when what was refit is below a bar."""
     known, records = tasks(), []
-    click.echo(f"{_COLUMNS}  seconds  peak MB")
+    click.echo(_COLUMNS)
     for case in CASES:
         if case.model not in known or (models and case.model not in models) or (goals and case.goal not in goals):
             continue
@@ -269,7 +270,8 @@ def _line(r: Record) -> str:
     verdict = "  below a bar" if r.variant == "refit" and not r.meets_bar else ""
     return (
         f"{r.case.model:20} {r.case.goal:24} {r.variant:9} {_cell(r.metric, 7)} {_cell(r.drop, 6)} {_cell(r.sqnr, 6)} "
-        f" {r.parameters:6.3f} {r.macs:6.3f}  {r.split:5}  {r.slowest:7.3f}  {r.latency:7.3f}  {r.seconds:7.0f}  {r.peak_mb:7}{verdict}"
+        f" {r.parameters:6.3f} {r.macs:6.3f}  {r.split:5}  {r.slowest:7.3f}  {r.latency:7.3f}  {r.seconds:7.0f} "
+        f" {r.peak_mb:7}{verdict}"
     )
 
 

@@ -46,7 +46,8 @@ class Goal:
 class Plan:
     """The candidates ``chosen``; ``slow`` holds the least time, over the layer's own, of sites not split for that.
 
-    ``times`` are those of the sites chosen, over the layer's own, measured or by the model of costs; ``ratio`` is the time of the whole model over that before, as timed with random weights, None when it was not.
+    ``times`` are those of the sites chosen, over the layer's own, measured or by the model of costs. ``ratio`` is the
+    time of the whole model over that before, as timed with random weights, None when it was not.
     """
 
     chosen: dict[Site, Candidate] = field(default_factory=dict)
