@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,9 @@ BUDGETS = ("macs", "params", "latency")
 
 _EXACT = 1e-12
 """What rounding may make of a number that was 1 minus another."""
+
+_TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""How far to go from a layer's own error to what the outputs were seen to lose: as an exponent, so many choices."""
 
 _TRIALS = 4
 """How often a choice is timed, and made again without what was slow, at most."""
@@ -56,13 +59,24 @@ class Plan:
     ratio: float | None = None
 
 
+Choice = dict[Site, Candidate]
+
+Measure = Callable[[Sequence[Choice]], Sequence[float]]
+"""Tells what the outputs lose by each of some choices."""
+
+
 @dataclass
 class Planner:
-    """Chooses among the ``ways`` of each site. ``times`` tells which are slow (None: take any)."""
+    """Chooses among the ``ways`` of each site. ``times`` tells which are slow (None: take any).
+
+    Where several choices meet a budget, ``measure`` tells which to take (None: that by the ways' losses).
+    """
 
     ways: Mapping[Site, Sequence[Way]]
     goal: Goal
     times: Times | None
+    measure: Measure | None = None
+    _trusts: Sequence[float] = _TRUSTS
 
     def plan(self, clock: Clock | None) -> Plan:
         """Return the choice, timed as a whole by ``clock`` and corrected where it is slow. Raises OutOfReachError."""
@@ -87,10 +101,10 @@ class Planner:
             plan.ratio = clock.ratio(plan.chosen)
         return plan
 
-    def _choice(self, barred: Mapping[tuple[Site, str], int]) -> dict[Site, Candidate]:
+    def _choice(self, barred: Mapping[tuple[Site, str], int]) -> Choice:
         fast = {site: self._fast(site, ways, barred) for site, ways in self.ways.items()}
         if self.goal.is_budget:
-            return self._by_budget(fast)
+            return self._best_by_budget(fast)
         found = {site: self._alone(site, ways) for site, ways in fast.items()}
         return {site: candidate for site, candidate in found.items() if candidate is not None}
 
@@ -103,9 +117,25 @@ class Planner:
             and (self.times is None or self.times.ratio(site, way.candidate) <= WORTH)
         ]
 
-    def _by_budget(self, fast: Mapping[Site, Sequence[Way]]) -> dict[Site, Candidate]:
+    def _best_by_budget(self, fast: Mapping[Site, Sequence[Way]]) -> Choice:
+        """Return the choice that is measured to lose least; from then on, others are made as that was."""
+        choices: dict[float, Choice] = {}
+        for trust in self._trusts if self.measure is not None else _TRUSTS[:1]:
+            choice = self._by_budget(fast, trust)
+            if choice not in choices.values():
+                choices[trust] = choice
+        if len(choices) > 1 and self.measure is not None:
+            losses = dict(zip(choices, self.measure(list(choices.values())), strict=True))
+            self._trusts = (min(losses, key=losses.__getitem__),)
+            return choices[self._trusts[0]]
+        return next(iter(choices.values()))
+
+    def _by_budget(self, fast: Mapping[Site, Sequence[Way]], trust: float) -> Choice:
         options = [
-            [Option(self._cost(site, None), 0.0), *(Option(self._cost(site, way.candidate), way.loss) for way in ways)]
+            [
+                Option(self._cost(site, None), 0.0),
+                *(Option(self._cost(site, way.candidate), _expected(way, trust)) for way in ways),
+            ]
             for site, ways in fast.items()
         ]
         mine = sum(of_site[0].cost for of_site in options)
@@ -133,6 +163,11 @@ class Planner:
             return min(found, key=lambda item: (item.macs, item.error), default=None)
         found = [item for item in items if item.macs <= self.goal.share * site.macs]
         return min(found, key=lambda item: (item.error, item.macs), default=None)
+
+
+def _expected(way: Way, trust: float) -> float:
+    error = way.candidate.error
+    return error * (way.loss / error) ** trust if error > 0 else way.loss
 
 
 def described(site: Site, item: Candidate, time: float | None) -> dict[str, Any]:
