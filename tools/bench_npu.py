@@ -106,10 +106,9 @@ def measure(model: NpuModel, target: Target, variant: str, folder: Path, given: 
     try:
         source = model.path()
         dims = open_dims(source, model.dims)
-        # An open batch is 1; fix-shapes does nothing else.
+        # An open batch is 1.
         fixed = folder / "fixed.onnx"
-        sizes = ",".join(f"{name}={size}" for name, size in dims.items())
-        graphopt.optimize(source, output=fixed, pipeline=f"fix-shapes{{{sizes}}}" if dims else "")
+        graphopt.optimize(source, output=fixed, pipeline=fixing(dims, model.settings))
         made = folder / "made.onnx"
         make(variant, model, target, fixed, made)
         record.seconds = time.perf_counter() - started
@@ -127,6 +126,16 @@ def measure(model: NpuModel, target: Target, variant: str, folder: Path, given: 
     except (GraphOptError, OSError, ValueError, RuntimeError) as error:
         record.error = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return record
+
+
+def fixing(dims: Mapping[str, int], settings: Mapping[str, int]) -> str:
+    """Return the pipeline that gives open dimensions and inputs that are settings their values, and does nothing else."""
+    chosen = {"fix-shapes": dims, "fix-inputs": settings}
+    return ",".join(
+        f"{name}{{{','.join(f'{key}={value}' for key, value in values.items())}}}"
+        for name, values in chosen.items()
+        if values
+    )
 
 
 def make(variant: str, model: NpuModel, target: Target, source: Path, output: Path) -> None:
