@@ -55,7 +55,7 @@ from graphopt.quantization.plan import (
 from graphopt.quantization.products import merge_biases
 from graphopt.quantization.sensitivity import measure
 from graphopt.quantization.trial import Plan
-from graphopt.quantization.types import wide_kinds
+from graphopt.quantization.types import too_narrow, wide_kinds
 from graphopt.targets import Quantization
 
 _INT4_OPSET = 21  # the first with tensors of 4-bit integers
@@ -114,7 +114,10 @@ class InsertQdq(Pass):
             why = f"its {nested} layers are in branches or loops" if nested else "it has no layer with constant weights"
             ctx.missed("QDQ002", None, f"nothing was quantized: {why}", hint="try inline-if" if nested else None)
             return Changes()
-        chosen_wide = placement.nodes if self.activation_bits == 16 else wide
+        narrow = too_narrow(placement, facts)
+        for node in narrow if self.activation_bits == 8 else ():
+            ctx.missed("QDQ011", node, "computes with 16 bits: with 8, the target rounds once before it adds the bias")
+        chosen_wide = placement.nodes if self.activation_bits == 16 else (*wide, *narrow)
         return self._insert(ctx, facts, placement, choices, frozenset(chosen_wide))
 
     def _choices(self, facts: Quantization) -> Choices:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from graphopt.ir import Node, Value
+from graphopt.quantization.layers import BIAS
 from graphopt.quantization.placement import Placement, is_product, read, writes
 from graphopt.targets import Quantization
 
@@ -53,6 +54,15 @@ class Types:
 def wide_kinds(facts: Quantization) -> list[str]:
     """Return the types of 16 bits that a target has for activations."""
     return sorted({facts.wide_activations, facts.wide_products} - {""}) if facts.wide_activations else []
+
+
+def too_narrow(placement: Placement, facts: Quantization) -> list[Node]:
+    """Return the nodes that the target computes worse with 8 bits than 8 bits allow."""
+    return [
+        node
+        for node in placement.nodes
+        if node.op_type in facts.wide_biased and len(node.inputs) > BIAS and node.inputs[BIAS] is not None
+    ]
 
 
 def _together(placement: Placement, facts: Quantization, wide: Collection[Node]) -> set[Node]:
