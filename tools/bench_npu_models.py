@@ -31,7 +31,8 @@ class NpuModel:
 
     ``dims`` are the sizes of its open dimensions besides the batch, which is 1; ``calibration`` writes inputs, samples
     along the first axis, to a .npz file; ``score`` runs a session over the first inputs of its test set and returns the
-    share that is right. ``settings`` are inputs that become constants. ``convolutional`` tells whether it is one for RKNN.
+    share that is right. ``settings`` are inputs that become constants. ``convolutional`` tells whether it is one for
+    RKNN.
     """
 
     name: str
@@ -61,7 +62,14 @@ def npu_models() -> list[NpuModel]:
         _random("ppocrv4_det", partial(zoo.fetch, "ppocrv4_det"), {"x": (3, 480, 480)}),
         NpuModel("ppocrv4_rec", lines.model, lines.calibration, {"x.3": 320, "x.2": 48}),
         _random("ddddocr_det", partial(zoo.fetch, "ddddocr_det"), {"images": (3, 416, 416)}),
-        _random("silero_vad_op18_ifless", partial(zoo.fetch, "silero_vad_op18_ifless"), {"input": (576,)}, {"sr": 16000}),
+        # Its output is a single number, of whose range a few inputs say little.
+        _random(
+            "silero_vad_op18_ifless",
+            partial(zoo.fetch, "silero_vad_op18_ifless"),
+            {"input": (576,)},
+            {"sr": 16000},
+            256,
+        ),
     ]
     if not (SHARED / "arch" / "materialize.py").is_file():
         click.echo(f"skipped {', '.join(ARCHITECTURES)}: there is no ../shared/arch", err=True)
@@ -109,12 +117,13 @@ def _random(
     path: Callable[[], Path],
     shapes: Mapping[str, tuple[int, ...]],
     settings: Mapping[str, int] | None = None,
+    samples: int = _RANDOM_SAMPLES,
 ) -> NpuModel:
-    """Return a network that has no data here: its inputs are random."""
+    """Return a network that has no data here: its inputs are random, and there are ``samples`` to calibrate it."""
     dims = {f"{value}.{axis}": size for value, shape in shapes.items() for axis, size in enumerate(shape, start=1)}
 
     def calibration() -> Path:
-        return _stored(name, lambda: random_inputs(path(), dims, _RANDOM_SAMPLES, besides=settings or {}))
+        return _stored(name, lambda: random_inputs(path(), dims, samples, besides=settings or {}))
 
     return NpuModel(name, path, calibration, dims, settings=settings or {})
 

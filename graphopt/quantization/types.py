@@ -46,6 +46,15 @@ class Types:
                 nodes[node] = roots[placement.values[moved[0]]]
         return cls(nodes, roots)
 
+    def wide_share(self, placement: Placement, facts: Quantization) -> float:
+        """Return the part of the Q/DQ pairs that have 16 bits, conversions between types included."""
+        kinds = {value: {self.roots[root]} for value, root in placement.values.items()}
+        for node, kind in self.nodes.items():
+            for value in read(node, facts):
+                kinds[value].add(kind)
+        pairs = [kind for found in kinds.values() for kind in found]
+        return sum(kind != facts.activations for kind in pairs) / max(len(pairs), 1)
+
     def counts(self) -> dict[str, int]:
         """Return how many values have a grid of each type."""
         return dict(sorted(Counter(self.roots.values()).items()))
