@@ -107,7 +107,10 @@ COMPILERS: Mapping[str, Callable[[Job, Path, str], Compiled]] = {
 
 
 def _compared(fresh: list[Arrays], loaded: list[Arrays], name: str) -> tuple[str, bool]:
-    """Say how far the compiled model is from the one compiled on the spot, and whether not at all. Raises VerifyError when that is too far."""
+    """Say how far the compiled model is from the one compiled on the spot, and whether they are identical.
+
+    Raises VerifyError when it is too far.
+    """
     found = differences(zip(fresh, loaded, strict=True))
     if all(item.differing == 0 for item in found):
         return f"on {len(fresh)} random inputs are identical", True
