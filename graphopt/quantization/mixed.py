@@ -9,12 +9,13 @@ hold yet, the choice goes on from what the check found, as long as there may be 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import Model, Node
+from graphopt.quantization.budget import spend
 from graphopt.quantization.cover import Cover, Move
 from graphopt.quantization.placement import place
 from graphopt.quantization.sensitivity import (
@@ -150,17 +151,14 @@ class _Search:
             raise UsageError("a bound on the loss needs a metric", hint="give one with --metric, or bound the SQNR")
         return self._metric - metric
 
-    def affordable(self, moves: list[Node]) -> list[Node]:
-        """Return those of ``moves`` that there may be besides what is taken, the first ones first."""
-        if not self.widens or self.bound.max_wide >= 1:
-            return moves
-        found: list[Node] = []
-        for move in moves:
-            wide = self.first.wide.union(self.taken, found, [move])
-            types = Types.of(self.first.placement, self.facts, wide)
-            if types.wide_share(self.first.placement, self.facts) <= self.bound.max_wide:
-                found.append(move)
-        return found
+    def share(self, moves: Collection[Move]) -> float:
+        """Return the part of all pairs that have 16 bits when ``moves`` are all that is taken."""
+        types = Types.of(self.first.placement, self.facts, self.first.wide.union(moves))
+        return types.wide_share(self.first.placement, self.facts)
+
+    def exceeds(self, moves: Collection[Move]) -> bool:
+        """Tell whether there may not be so many nodes of 16 bits."""
+        return self.widens and self.bound.max_wide < 1 and self.share(moves) > self.bound.max_wide
 
     def plan(self) -> Plan:
         """Return the first plan without what is taken, or with 16 bits for it."""
@@ -190,9 +188,11 @@ def mixed(model: Model, facts: Quantization, plan: Plan, bound: Bound, runs: Run
     current, short = plan, False
     while not after.meets(bound) and not short:
         cover = Cover.scaled(sources, costs, search.taken, after.noise)
-        wanted = [move for move in cover.extend(search.taken, _goal(after, bound)) if move not in search.taken]
-        more = search.affordable(wanted)
-        short = len(more) < len(wanted)
+        more = [move for move in cover.extend(search.taken, _goal(after, bound)) if move not in search.taken]
+        short = search.exceeds([*search.taken, *more])
+        if short:
+            cover = Cover.scaled(sources, costs, (), before.noise)
+            search.taken, more = {}, spend(cover, search.share, bound.max_wide)
         search.taken.update(dict.fromkeys(more))
         current = search.plan()
         if len(current.layers) <= 1 and not search.widens:
