@@ -47,7 +47,8 @@ class Quantization:
     ``every_edge`` tells that a value without a Q/DQ pair makes what touches it compute in floats, so that each operator
     of ``kernels`` and ``moves`` gets pairs around it, whether it has a layer next to it or not. ``bias`` is empty where
     biases stay in float. ``wide_activations`` is the 16-bit type for activations that 8 bits are too few for,
-    ``wide_products`` the type of both operands of a product of two activations then. ``power_of_two`` asks for scales
+    ``wide_products`` the type of both operands of a product of two activations then, ``wide_biased`` the operators that
+    need 16 bits wherever they have a bias. ``power_of_two`` asks for scales
     that are powers of two, ``bias_zero_point`` for a zero point, 0, on biases too.
     """
 
@@ -66,6 +67,7 @@ class Quantization:
     product: str = ""
     wide_activations: str = ""
     wide_products: str = ""
+    wide_biased: frozenset[str] = frozenset()
     pair_limit: int = 0
     every_edge: bool = False
     power_of_two: bool = False
