@@ -32,6 +32,11 @@ class NodeVerdict:
     dtype: str = ""
     why: str = ""
 
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is a QuantizeLinear or DequantizeLinear, of ONNX or of onnxruntime."""
+        return self.op.rpartition(".")[2] in ("QuantizeLinear", "DequantizeLinear")
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:

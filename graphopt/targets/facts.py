@@ -15,7 +15,8 @@ class Rule:
     ``op`` is its name, ``domain::name`` outside ONNX's own domain. ``when`` narrows it to attributes: each named one
     has to have one of the values listed, as text, its default where it is absent. ``types`` narrows it to models with
     activations of these types, numpy's names, where ``float`` stands for no Q/DQ pairs, ``constant`` to nodes whose
-    input of that index is constant. ``why`` is the reason in the
+    input of that index is constant, ``operands`` to those with at least as many inputs, ``gates`` to those whose
+    result and first input meet in an operator of that name. ``why`` is the reason in the
     vendor's words, ``cure`` a pipeline that turns it into a form which the target takes, ``advice`` what helps
     otherwise.
     """
@@ -25,6 +26,8 @@ class Rule:
     when: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     types: frozenset[str] = frozenset()
     constant: int = -1
+    operands: int = 0
+    gates: str = ""
     wrong: bool = False
     cure: str = ""
     advice: str = ""
@@ -86,8 +89,8 @@ class Target:
     ``toolchain`` names what checks a model for it (``qnn``, ``openvino``, ``rknn``, ``ort``), empty where nothing can.
     ``options`` are the settings of the hardware, such as the chip, with their values; ``choices`` the values known of
     each and what they stand for. ``opset`` is the oldest that has all operators it takes, ``max_opset`` the newest that
-    it reads, each 0 for any; ``static_shapes`` tells that all shapes have to be known; ``rules`` what it does not take,
-    or computes wrongly.
+    it reads, each 0 for any; ``static_shapes`` tells that all shapes have to be known; ``max_rank`` is how many axes a
+    tensor may have, 0 for any; ``rules`` what it does not take, or computes wrongly.
     """
 
     name: str
@@ -104,6 +107,7 @@ class Target:
     opset: int = 0
     max_opset: int = 0
     static_shapes: bool = False
+    max_rank: int = 0
     rules: tuple[Rule, ...] = ()
     quantization: Quantization | None = None
 

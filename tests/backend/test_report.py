@@ -97,8 +97,9 @@ def test_partitions_break_where_the_place_changes():
     assert parts(found) == "3 (2 target, 1 host)"
 
 
-def test_breaks_name_the_operator_and_not_the_pairs_that_follow_it():
-    pair = NodeVerdict("q", "QuantizeLinear", Place.HOST, "", "not supported")
+@pytest.mark.parametrize("domain", ["", "com.microsoft."])
+def test_breaks_name_the_operator_and_not_the_pairs_that_follow_it(domain):
+    pair = NodeVerdict("q", f"{domain}QuantizeLinear", Place.HOST, "", "not supported")
     lonely = NodeVerdict("w", "DequantizeLinear", Place.HOST, "", "a standalone DQ")
 
     assert [node.name for node in breaks(report(OK, nodes=(pair, ERF, lonely)))] == ["e", "w"]
