@@ -22,6 +22,9 @@ _EXACT = 1e-12
 _TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 """How far to go from a layer's own error to what the outputs were seen to lose: as an exponent, so many choices."""
 
+_CLEARLY = 0.9
+"""Share of what the choice by the measured losses loses that another may lose to be taken: the rest may be chance."""
+
 _TRIALS = 4
 """How often a choice is timed, and made again without what was slow, at most."""
 
@@ -118,7 +121,7 @@ class Planner:
         ]
 
     def _best_by_budget(self, fast: Mapping[Site, Sequence[Way]]) -> Choice:
-        """Return the choice that is measured to lose least; from then on, others are made as that was."""
+        """Return the choice measured to lose clearly least, or the first; from then on, others are made as that was."""
         choices: dict[float, Choice] = {}
         for trust in self._trusts if self.measure is not None else _TRUSTS[:1]:
             choice = self._by_budget(fast, trust)
@@ -126,7 +129,8 @@ class Planner:
                 choices[trust] = choice
         if len(choices) > 1 and self.measure is not None:
             losses = dict(zip(choices, self.measure(list(choices.values())), strict=True))
-            self._trusts = (min(losses, key=losses.__getitem__),)
+            first, best = self._trusts[0], min(losses, key=losses.__getitem__)
+            self._trusts = (best if losses[best] <= _CLEARLY * losses[first] else first,)
             return choices[self._trusts[0]]
         return next(iter(choices.values()))
 

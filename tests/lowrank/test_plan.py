@@ -63,14 +63,14 @@ def plan(kind: str, share: float, clock: Any = None, timed: Times | None = None,
 
 
 class Measure:
-    """Finds that the choices that leave ``site`` alone lose less."""
+    """Finds that the choices that leave ``site`` alone lose less: a share ``less`` of what others do."""
 
-    def __init__(self, site: Any) -> None:
-        self.site, self.seen = site, list[list[Any]]()
+    def __init__(self, site: Any, less: float = 0.5) -> None:
+        self.site, self.less, self.seen = site, less, list[list[Any]]()
 
     def __call__(self, choices: Sequence[Any]) -> list[float]:
         self.seen.append(list(choices))
-        return [1.0 if self.site in choice else 0.5 for choice in choices]
+        return [1.0 if self.site in choice else self.less for choice in choices]
 
 
 def macs(found: Any) -> dict[Any, int]:
@@ -134,6 +134,13 @@ def test_of_several_choices_the_one_is_taken_that_is_measured_to_lose_least() ->
         assert set(macs(Planner(DOUBTFUL, goal, None, measure).plan(None))) == {other}
         (choices,) = measure.seen
         assert [set(choice) for choice in choices] == [{LARGE}, {SMALL}]
+
+
+def test_what_may_be_chance_is_no_ground_for_another_choice() -> None:
+    for less, expected in ((0.8, {SMALL}), (0.95, {LARGE})):
+        assert (
+            set(macs(Planner(DOUBTFUL, Goal("macs", 0.85, 200.0), None, Measure(LARGE, less)).plan(None))) == expected
+        )
 
 
 def test_a_choice_made_again_is_made_as_the_first_was() -> None:
