@@ -13,7 +13,7 @@ from typing import Any
 from graphopt.backend.qdq import activation_type, dequantizes, quantizes
 from graphopt.diagnostics import Diagnostic, Severity
 from graphopt.errors import UsageError
-from graphopt.ir import Model, Node, Value, attr, nodes, opset, shape_of
+from graphopt.ir import Model, Node, Value, attr, constant, nodes, opset, shape_of
 from graphopt.ir.edit import operator_key
 from graphopt.ir.query import is_constant
 from graphopt.ir.schema import defaults, schema
@@ -142,6 +142,10 @@ def _holds(rule: Rule, node: Node, version: int) -> bool:
         return False
     if len(node.inputs) < rule.operands or (rule.gates and not _meets(node, rule.gates)):
         return False
+    if rule.other_than is not None and not _differs(node, rule.constant, rule.other_than):
+        return False
+    if rule.reader and not any(use.node.op_type == rule.reader for value in node.outputs for use in value.uses()):
+        return False
     known = defaults(node.op_type, version) if node.domain == "" and rule.when else {}
     return all(_text(attr(node, name, known.get(name))) in values for name, values in rule.when.items())
 
@@ -158,6 +162,11 @@ def _is_constant(node: Node, index: int) -> bool:
     if producer is not None and dequantizes(producer):
         value = producer.inputs[0]
     return value is not None and is_constant(value)
+
+
+def _differs(node: Node, index: int, number: int) -> bool:
+    array = constant(node.inputs[index])
+    return array is not None and bool((array != number).any())
 
 
 def _text(value: Any) -> str:

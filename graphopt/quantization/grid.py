@@ -92,6 +92,11 @@ class Grid:
         """Return ``x`` moved onto the grid."""
         return self.dequantize(self.quantize(x))
 
+    def off_middle(self) -> Grid:
+        """Return the grid with every zero point that is at the middle of the type moved one down, the scale kept."""
+        middle = (self.qmin + self.qmax + 1) // 2
+        return replace(self, zero_point=np.where(self.zero_point == middle, middle - 1, self.zero_point))
+
     def _spread(self, values: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
         if self.axis is None:
             return values

@@ -140,6 +140,7 @@ class Inserter:
             if array is None or not array.size or not self.ask(node, f"quantize the constant {value.name}"):
                 continue
             grid = self._constant_grid(node, index, array)
+            grid = grid.off_middle() if self.facts.off_middle else grid
             self.edit.set_input(node, index, self._dequantized(node, value, grid, grid.quantize(array)))
             self.edit.drop_unread(value)
         if self.facts.bias and node.op_type in BIASED and len(node.inputs) > BIAS:

@@ -43,10 +43,12 @@ class Choices:
     pair_limit: int = 0
     power_of_two: bool = False
     per_channel: bool = True
+    off_middle: bool = False
 
     def grid(self, low: float, high: float) -> Grid:
         """Return the grid of activations for a range."""
-        return grid_for_range(low, high, self.activations, symmetric=self.symmetric, power_of_two=self.power_of_two)
+        grid = grid_for_range(low, high, self.activations, symmetric=self.symmetric, power_of_two=self.power_of_two)
+        return grid.off_middle() if self.off_middle else grid
 
     def of_type(self, facts: Quantization, kind: str) -> Choices:
         """Return the same choices for activations of another type."""
@@ -132,6 +134,11 @@ def quantized_layer(layer: LayerMatrix, gram: Gram | None, input_scale: float, c
         floor = np.abs(bias) / (input_scale * _LARGEST_BIAS)
         least = floor if choices.per_channel else floor.max(initial=0.0)
         grid = replace(grid, scale=np.maximum(grid.scale, np.asarray(least, np.float32)))
+    if grid.axis is not None and grid.scale.size and not np.ptp(grid.scale) and not np.ptp(grid.zero_point):
+        # Averages have the same weights in all channels, and a table of equal scales would be read for nothing.
+        grid = Grid(grid.scale[0], grid.zero_point[0], grid.dtype)
+    if choices.off_middle:
+        grid = grid.off_middle()
     if gram is None:
         return Layer(layer.node, grid, grid.quantize(layer.array), bias)
     rows, second = layer.rows(layer.array), gram.second
@@ -169,5 +176,6 @@ def chosen(facts: Quantization, **given: Any) -> Choices:
         pair_limit=facts.pair_limit,
         power_of_two=facts.power_of_two,
         per_channel=facts.per_channel,
+        off_middle=facts.off_middle,
     )
     return replace(base, **given)

@@ -91,5 +91,6 @@ def _quantization(facts: dict[str, Any]) -> Quantization:
             "on_integers": frozenset(facts.get("on_integers", ())),
             "absorbed": {operator: frozenset(names) for operator, names in facts["absorbed"].items()},
             "needs_output": frozenset(facts["needs_output"]),
+            "wide_biased": frozenset(facts.get("wide_biased", ())),
         }
     )

@@ -173,3 +173,30 @@ def test_a_tail_for_the_cpu_is_named_with_the_pass_that_cuts_it_off():
     said = next(d for d in result.diagnostics if d.code == "LEGAL001")
     assert "NonMaxSuppression are not supported by QNN EP" in said.message and "split-at" in str(said.hint)
     assert "LEGAL001" not in {d.code for d in cut.diagnostics}
+
+
+def test_a_rule_may_hang_on_the_numbers_of_a_constant_input():
+    def slices(step):
+        numbers = {"s": [0], "e": [8], "a": [2], "k": [step]}
+        weights = {name: np.array(number, np.int64) for name, number in numbers.items()}
+        return model_of("g (float[1,2,8,8] x) => (float[1,2,h,8] y) { y = Slice(x, s, e, a, k) }", weights=weights)
+
+    assert [found.rule.cure for found in refused(slices(2), find("rknn"))] == ["slice-to-pool"]
+    assert refused(slices(1), find("rknn")) == []
+
+    model = slices(2)
+    optimize(model, preset="none", target=find("rknn"))
+    assert operators(model) == {"AveragePool": 1}
+
+
+def test_a_rule_may_hang_on_who_reads_the_result():
+    def padded(reader):
+        weights = {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "w": np.ones((2, 2, 3, 3), np.float32)}
+        return model_of(f"g (float[1,2,8,8] x) => (float[1,2,h,w] y) {{ q = Pad(x, p) {reader} }}", weights=weights)
+
+    assert [found.rule.cure for found in refused(padded("y = Conv(q, w)"), find("rknn"))] == ["fuse-pad"]
+    assert refused(padded("y = Relu(q)"), find("rknn")) == []
+
+    model = padded("y = Conv(q, w)")
+    optimize(model, preset="none", target=find("rknn"))
+    assert operators(model) == {"Conv": 1}

@@ -1,0 +1,30 @@
+"""Averages in two steps: as the target's facts say, for several channels, whatever the sides are."""
+
+import numpy as np
+import pytest
+
+from graphopt import optimize, targets
+from tests.helpers import check_equivalent, clone, model_of, operators
+
+BODY = "g (float[2,3,H,W] x) => (float[2,3,1,1] y) { y = GlobalAveragePool(x) }"
+
+
+@pytest.mark.parametrize("size", [(7, 7), (8, 8), (6, 4), (1, 7), (8, 5)])
+def test_the_average_stays_what_it_was(size):
+    model = model_of(BODY.replace("H", str(size[0])).replace("W", str(size[1])))
+    before = clone(model)
+
+    optimize(model, pipeline="split-pool{largest=8}")
+
+    assert operators(model) == ({"Conv": 2} if size != (1, 7) else {"GlobalAveragePool": 1})
+    feeds = {"x": np.random.default_rng(0).normal(size=(2, 3, *size)).astype(np.float32)}
+    check_equivalent(before, model, feeds)
+
+
+@pytest.mark.parametrize(("target", "found"), [("rknn", {"Conv": 2}), ("qnn-htp", {"GlobalAveragePool": 1})])
+def test_facts_of_the_target_decide(target, found):
+    model = model_of(BODY.replace("H", "7").replace("W", "7"))
+
+    optimize(model, pipeline="split-pool", target=targets.find(target))
+
+    assert operators(model) == found
