@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -193,6 +194,30 @@ def test_compile_without_a_compiler_is_refused_before_anything_is_done(tmp_path,
 
     assert code == 2
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_compile_without_the_toolchain_is_refused_before_anything_is_done(tmp_path, graphopt, monkeypatch):
+    monkeypatch.setattr(check_qnn, "QNN", replace(check_qnn.QNN, package="onnxruntime_absent"))
+    monkeypatch.setenv("GRAPHOPT_RKNN", str(tmp_path / "nowhere"))
+    path = planted.convolutions(tmp_path / "m.onnx")
+
+    for target, cure in (("qnn-htp", "graphopt[qnn]"), ("rknn", "--install rknn")):
+        code, _, err = graphopt("optimize", path, "-o", tmp_path / "out.onnx", "--target", target, "--compile")
+
+        assert (code, cure in err) == (6, True)
+        assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.npu
+@needs_qnn
+def test_a_float_network_is_compiled_with_the_optimizations_that_a_session_makes(tmp_path, graphopt):
+    source = Path(__file__).resolve().parents[2] / "models" / "fashion_cnn.onnx"
+    output = tmp_path / "out.onnx"
+
+    code, out, err = graphopt("optimize", source, "-o", output, "--preset", "none", "--target", "qnn-htp", "--compile")
+
+    assert code == 0, err
+    assert "are identical" in out
 
 
 @pytest.mark.npu
