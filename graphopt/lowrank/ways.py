@@ -32,7 +32,7 @@ PART = 16
 """Samples that are run at a time."""
 
 _FEWEST, _MOST = 8, 64
-"""Samples that they are measured on."""
+"""Samples that they are measured on; a choice is on as many as that work lets."""
 
 _LENGTH = 64
 """What a size is taken for that the model leaves open: of a sequence mostly."""
@@ -80,7 +80,8 @@ def by_data(model: Model, sites: Sequence[Site], limits: Limits, runner: Runs) -
     stops = resting_places(model, [site.layer.node for site in in_order])
     found: list[list[Way]] = []
     # On average half of the network is run for each.
-    with Relay(held, model, PART, samples_for(model, len(_SHARES) * len(sites), 0.5)) as relay:
+    samples = min(_MOST, samples_for(model, len(_SHARES) * len(sites), 0.5))
+    with Relay(held, model, PART, samples) as relay:
         losses = Losses(model, relay)
         for wave in waves(in_order):
             grams = collect(model, wave, fitting)
@@ -165,7 +166,7 @@ def waves(sites: Sequence[Site]) -> Iterator[list[Site]]:
 def samples_for(model: Model, times: int, share: float) -> int:
     """Return on how many samples losses are measured so many ``times``, if a ``share`` of the network is run each."""
     macs = max(Cost.measure(model).total_macs, 1) * math.prod(_LENGTH for _ in _unknown_sizes(model))
-    return int(np.clip(_MEASURING / (share * macs * max(times, 1)), _FEWEST, _MOST))
+    return max(_FEWEST, int(_MEASURING / (share * macs * max(times, 1))))
 
 
 def _unknown_sizes(model: Model) -> set[str]:
