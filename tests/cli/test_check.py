@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from graphopt import targets
+from graphopt import io, targets
 from graphopt.backend import check_qnn, environments
 from tests.backend import planted
+from tests.helpers import model_of
 
 needs_qnn = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_qnn") is None, reason="needs the extra: pip install 'graphopt[qnn]'"
@@ -194,6 +195,16 @@ def test_compile_without_a_compiler_is_refused_before_anything_is_done(tmp_path,
 
     assert code == 2
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_compiled_model_is_told_to_be_one(tmp_path, graphopt):
+    body = "g (float[2] x) => (float[2] y) { y = com.microsoft.EPContext <embed_mode = 0, main_context = 1> (x) }"
+    io.save(model_of(body, domain="com.microsoft"), tmp_path / "m_ctx.onnx")
+
+    for command in ("check", "explain"):
+        code, _, err = graphopt(command, tmp_path / "m_ctx.onnx", "--target", "qnn-htp")
+
+        assert (code, "compiled already" in err) == (2, True)
 
 
 def test_compile_without_the_toolchain_is_refused_before_anything_is_done(tmp_path, graphopt, monkeypatch):
