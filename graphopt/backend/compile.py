@@ -37,12 +37,13 @@ class Compiled:
 
 
 def require_compiler(toolchain: str, target: str) -> None:
-    """Raise UsageError for a target whose models cannot be compiled here."""
+    """Raise UsageError for a target whose models nothing compiles, TargetError where what does is not installed."""
     if toolchain not in COMPILERS:
         hint = "models for qnn-htp and rknn can be"
         raise UsageError(
             "nothing here compiles models for this target", where=f"--compile --target {target}", hint=hint
         )
+    (check_qnn.QNN if toolchain == "qnn" else check_rknn.toolchain()).require()
 
 
 def compile_beside(job: Job, output: Path) -> Compiled:
@@ -116,7 +117,12 @@ def _compared(fresh: list[Arrays], loaded: list[Arrays], name: str) -> tuple[str
         return f"on {len(fresh)} random inputs are identical", True
     worst = max(found, key=lambda item: item.max_rel_to_scale or 0.0)
     if not worst.within(_TOLERANCE):
-        raise VerifyError("the compiled model gives another result", where=f"{name}: output {worst.name}")
+        far = worst.max_rel_to_scale or 0.0
+        raise VerifyError(
+            f"the compiled model gives another result: off by {far:.1e} of its scale",
+            where=f"{name}: output {worst.name}",
+            hint=f"{name} itself is written; `graphopt check` compares it with onnxruntime's CPU",
+        )
     return f"differ by up to {worst.max_rel_to_scale:.1e} of their scale", False
 
 

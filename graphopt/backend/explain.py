@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from graphopt.backend.report import CheckReport, NodeVerdict, Place, parts
+from graphopt.backend.report import CheckReport, NodeVerdict, Place, others, parts, titled
 
 
 def breaks(report: CheckReport) -> list[NodeVerdict]:
@@ -24,19 +24,33 @@ def explanation(report: CheckReport) -> list[str]:
         kinds = sorted({operators[name] for name in part.nodes if name in operators}) or ["Q/DQ pairs"]
         shown = ", ".join(kinds[:8]) + (", ..." if len(kinds) > 8 else "")
         lines.append(f"{number:4}. {part.place}: {len(part.nodes)} nodes ({shown}): {ends}")
-    cures = {finding.node: finding.hint for finding in report.findings if finding.hint}
     odd = breaks(report)
     lines.append(f"breaks: {len(odd)}" if odd else "breaks: none")
-    for node in odd:
-        lines.append(f"    {node.op} {node.name!r} {_fate(node)}: {node.why}")
-        if node.name in cures:
-            lines.append(f"        cure: {cures[node.name]}")
+    lines += _causes(report, odd)
     if not report.partitions:
         failed = [gate for gate in report.gates if gate.passed is False]
         lines += [f"    {gate.name}: {gate.detail}" for gate in failed]
     lines += [f"note: {note}" for note in report.notes]
     if not report.verified:
         lines.append("the facts of this target come from documents: nothing here was checked on the real thing")
+    return lines
+
+
+def _causes(report: CheckReport, odd: Sequence[NodeVerdict]) -> list[str]:
+    """Return a line for each cause of breaks, with what would cure it, and what is known of the model's ends."""
+    cures = {finding.node: finding.hint for finding in report.findings if finding.hint}
+    alike: dict[tuple[str, str], list[NodeVerdict]] = {}
+    for node in odd:
+        alike.setdefault((f"{_fate(node)}: {node.why}", cures.get(node.name) or ""), []).append(node)
+    lines = []
+    for (text, cure), found in alike.items():
+        lines.append(f"    {titled(found[0])} {text}{others(found)}")
+        lines += [f"        cure: {cure}"] * bool(cure)
+    names = {node.name for node in report.nodes}
+    for finding in report.findings:
+        if finding.node not in names:
+            lines.append(f"    {finding.node or 'model'}: {finding.message}")
+            lines += [f"        cure: {finding.hint}"] * bool(finding.hint)
     return lines
 
 
