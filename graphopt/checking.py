@@ -21,7 +21,7 @@ from graphopt.calibration import open_dataset, random_inputs
 from graphopt.calibration.sessions import session_of
 from graphopt.driver import RANDOM, optimize
 from graphopt.errors import UsageError
-from graphopt.ir import Model
+from graphopt.ir import Model, nodes
 from graphopt.ir.names import name_nodes
 from graphopt.pipeline import Pipeline
 from graphopt.pipeline.spec import make
@@ -96,6 +96,9 @@ def prepared(
     """Make ready what a checker needs; the files in it last as long as the context."""
     loaded = model if isinstance(model, Model) else io.load(model)
     source = Path(model) if isinstance(model, str | Path) else None
+    if any(node.op_type == "EPContext" for node in nodes(loaded)):
+        hint = "check the model that it was compiled from; `--compile` has loaded and compared it"
+        raise UsageError("it is compiled already, and holds no operators", where=str(source or "model"), hint=hint)
     if dims:
         optimize(loaded, pipeline=Pipeline((make("fix-shapes", dict(dims)),)))
     changed = bool(name_nodes(loaded)) or bool(dims) or source is None

@@ -11,7 +11,8 @@ After::
     y = Softmax(Add(scores, m))
 
 A grid of 8 or 16 bits that covers -3.4e38 has no two steps left for the scores. What is 50 below the largest score gets
-2e-22 of its weight. Only constants that nothing but Softmax sees, through sums, products and data movement, change.
+2e-22 of its weight. Only constants that nothing but Softmax sees, through sums, products with constants and data
+movement, change; where they are multiplied by less than 1 on the way, what is left of them is larger by as much.
 """
 
 from __future__ import annotations
@@ -49,37 +50,56 @@ class BoundMasks(Pass):
                 array = constant(value) if value is not None and value.dtype == DataType.FLOAT else None
                 if array is None or not array.size or float(np.abs(array).max()) < HUGE:
                     continue
-                if not _only_softmax(node):
+                factor = _until_softmax(node)
+                if not factor:
                     ctx.missed("MASK001", node, "has numbers above 1e4, and others than Softmax see them")
-                elif ctx.may_rewrite(node, f"bound {value.name if value is not None else ''} to {self.bound:g}"):
-                    changes["bounded"] += self._bound(node, index, ctx)
+                    continue
+                bound = self.bound / min(factor, 1.0)
+                if bound < HUGE and ctx.may_rewrite(node, f"bound {value.name if value else ''} to {bound:g}"):
+                    changes["bounded"] += _bound(node, index, bound, ctx)
         return changes
 
-    def _bound(self, node: Node, index: int, ctx: PassContext) -> int:
-        value = node.inputs[index]
-        array = constant(value)
-        assert value is not None and array is not None
-        bounded = np.where(np.abs(array) >= HUGE, np.sign(array) * self.bound, array).astype(array.dtype)
-        ctx.edit.set_input(node, index, ctx.edit.constant(bounded, f"{value.name}_bounded"))
-        ctx.edit.drop_unread(value)
-        return 1
+
+def _bound(node: Node, index: int, bound: float, ctx: PassContext) -> int:
+    value = node.inputs[index]
+    array = constant(value)
+    assert value is not None and array is not None
+    bounded = np.where(np.abs(array) >= HUGE, np.sign(array) * bound, array).astype(array.dtype)
+    ctx.edit.set_input(node, index, ctx.edit.constant(bounded, f"{value.name}_bounded"))
+    ctx.edit.drop_unread(value)
+    return 1
 
 
-def _only_softmax(node: Node) -> bool:
-    """Tell whether all that reads what ``node`` makes, directly or through sums and movement, is Softmax."""
-    pending: list[Value] = list(node.outputs)
-    seen = set[Value]()
-    found = False
-    for value in pending:  # grows while it is walked
+def _until_softmax(node: Node) -> float:
+    """Return the least factor by which what ``node`` makes is multiplied until a Softmax reads it.
+
+    0 where anything else sees it than Softmax, through sums, products with constants and movement, or nothing does.
+    """
+    least = dict.fromkeys(node.outputs, 1.0)
+    pending = list(least)
+    found: list[float] = []
+    while pending:
+        value = pending.pop()
         if value.is_graph_output():
-            return False
+            return 0.0
         for use in value.uses():
-            if use.node.op_type == "Softmax" and use.node.domain == "":
-                found = True
-            elif use.node.domain != "" or use.node.op_type not in _THROUGH:
-                return False
-            else:
-                fresh = [output for output in use.node.outputs if output not in seen]
-                seen.update(fresh)
-                pending.extend(fresh)
-    return found
+            reader = use.node
+            if reader.op_type == "Softmax" and reader.domain == "":
+                found.append(least[value])
+                continue
+            if reader.domain != "" or reader.op_type not in _THROUGH:
+                return 0.0
+            behind = least[value] * _factor(reader, value)
+            fresh = [output for output in reader.outputs if behind < least.get(output, np.inf)]
+            least.update(dict.fromkeys(fresh, behind))
+            pending += fresh
+    return min(found, default=0.0)
+
+
+def _factor(reader: Node, value: Value) -> float:
+    """Return what ``reader`` multiplies ``value`` by at least, 0 where that is not known."""
+    if reader.op_type != "Mul":
+        return 1.0
+    other = reader.inputs[1] if reader.inputs[0] is value else reader.inputs[0]
+    array = constant(other)
+    return 0.0 if array is None or not array.size else float(np.abs(array).min())

@@ -10,8 +10,8 @@ After ``decompose{ops=HardSwish}``::
     y = Mul(x, g)
 
 The forms are those that the recognize-* passes and onnxruntime's own fusions know, so nothing is lost by going there
-and back. Understood: Gelu, HardSwish, Mish, Softplus, Swish, LayerNormalization, RMSNormalization, GroupNormalization.
-Softplus is written ``Max(x, 0) + Log(1 + Exp(-Abs(x)))``, which overflows nowhere.
+and back. Understood: Celu, Gelu, HardSwish, Mish, Softplus, Softsign, Swish, LayerNormalization, RMSNormalization,
+GroupNormalization. Softplus is written ``Max(x, 0) + Log(1 + Exp(-Abs(x)))``, which overflows nowhere.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class Writer:
         return made.outputs[0]
 
 
+def _celu(node: Node, x: Value, write: Writer) -> Value:
+    alpha = float(attr(node, "alpha", 1.0))
+    return write("Elu", x) if alpha == 1 else write("Mul", write("Elu", write("Div", x, alpha)), alpha)
+
+
 def _gelu(node: Node, x: Value, write: Writer) -> Value:
     if attr(node, "approximate", "none") == "tanh":
         cube = write("Mul", write("Mul", x, x), x)
@@ -89,6 +94,10 @@ def _hard_swish(node: Node, x: Value, write: Writer) -> Value:
 def _softplus(node: Node, x: Value, write: Writer) -> Value:
     tail = write("Log", write("Add", write("Exp", write("Neg", write("Abs", x))), 1.0))
     return write("Add", write("Max", x, 0.0), tail)
+
+
+def _softsign(node: Node, x: Value, write: Writer) -> Value:
+    return write("Div", x, write("Add", write("Abs", x), 1.0))
 
 
 def _mish(node: Node, x: Value, write: Writer) -> Value:
@@ -137,22 +146,26 @@ def _group_norm(node: Node, x: Value, write: Writer) -> Value:
     wide = edit.constant(np.array([-1, *[1] * (rank - 2)], np.int64), f"{base}.channels")
     grouped = write.unshaped("Reshape", x, fold)
     plain = [edit.constant(np.full(groups, number, write.dtype.numpy()), f"{base}.plain") for number in (1, 0)]
+    # Before opset 21 scale and bias have one number for each group, which InstanceNormalization can do by itself.
+    by_group = [value for value in node.inputs[1:3] if value is not None] if opset(edit.model) < 21 else plain
     epsilon = float(attr(node, "epsilon", 1e-5))
-    normal = write("InstanceNormalization", grouped, *plain, like=grouped, epsilon=epsilon)
+    normal = write("InstanceNormalization", grouped, *by_group, like=grouped, epsilon=epsilon)
     shape = edit.insert_before(node, "Shape", [x]).outputs[0]
     edit.annotate(shape, DataType.INT64, [rank])
     result = write("Reshape", normal, shape)
     for operator, operand in zip(("Mul", "Add"), node.inputs[1:3], strict=True):
-        if operand is not None:
+        if operand is not None and by_group is plain:
             result = write(operator, result, write.unshaped("Reshape", operand, wide))
     return result
 
 
 _FORMS: dict[str, Callable[[Node, Value, Writer], Value]] = {
+    "Celu": _celu,
     "Gelu": _gelu,
     "HardSwish": _hard_swish,
     "Mish": _mish,
     "Softplus": _softplus,
+    "Softsign": _softsign,
     "Swish": _swish,
     "LayerNormalization": _layer_norm,
     "RMSNormalization": _rms_norm,
@@ -187,7 +200,7 @@ class Decompose(Pass):
         x = node.inputs[0]
         if node.graph is None or x is None or x.dtype is None or x.dtype not in _FLOATS:
             return False
-        obstacle = _obstacle(node, opset(ctx.edit.model))
+        obstacle = _obstacle(node)
         if obstacle is not None:
             ctx.missed("DEC001", node, obstacle)
             return False
@@ -196,7 +209,7 @@ class Decompose(Pass):
         return ctx.edit.replace(node, [_FORMS[node.op_type](node, x, Writer(node, ctx, x.dtype))])
 
 
-def _obstacle(node: Node, version: int) -> str | None:
+def _obstacle(node: Node) -> str | None:
     """Return what keeps a normalisation from being written out."""
     if not node.op_type.endswith("Normalization"):
         return None
@@ -205,6 +218,6 @@ def _obstacle(node: Node, version: int) -> str | None:
         return "the rank of its input is unknown"
     if any(is_read(value) for value in node.outputs[1:]):
         return "the mean or the deviation is read too"
-    if node.op_type == "GroupNormalization" and (version < 21 or rank < 3):
-        return "before opset 21 its scale has one number for each group, not for each channel"
+    if node.op_type == "GroupNormalization" and rank < 3:
+        return "it has no axes behind the channels"
     return None

@@ -55,7 +55,7 @@ from graphopt.quantization.plan import (
 from graphopt.quantization.products import merge_biases
 from graphopt.quantization.sensitivity import measure
 from graphopt.quantization.trial import Plan
-from graphopt.quantization.types import wide_kinds
+from graphopt.quantization.types import too_narrow, wide_kinds
 from graphopt.targets import Quantization
 
 _INT4_OPSET = 21  # the first with tensors of 4-bit integers
@@ -89,6 +89,7 @@ class InsertQdq(Pass):
     max_loss: float = option(
         -1.0, "give floats or 16 bits to what it takes for the metric to fall by no more, -1 for any", ge=-1
     )
+    max_wide: float = option(1.0, "give 16 bits to no larger part of the pairs, whatever the bound", ge=0, le=1)
     sensitivity: int = option(0, "tell in the report what each layer costs, measured on so many samples", ge=0)
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
@@ -114,7 +115,10 @@ class InsertQdq(Pass):
             why = f"its {nested} layers are in branches or loops" if nested else "it has no layer with constant weights"
             ctx.missed("QDQ002", None, f"nothing was quantized: {why}", hint="try inline-if" if nested else None)
             return Changes()
-        chosen_wide = placement.nodes if self.activation_bits == 16 else wide
+        narrow = too_narrow(placement, facts)
+        for node in narrow if self.activation_bits == 8 else ():
+            ctx.missed("QDQ011", node, "computes with 16 bits: with 8, the target rounds once before it adds the bias")
+        chosen_wide = placement.nodes if self.activation_bits == 16 else (*wide, *narrow)
         return self._insert(ctx, facts, placement, choices, frozenset(chosen_wide))
 
     def _choices(self, facts: Quantization) -> Choices:
@@ -145,7 +149,7 @@ class InsertQdq(Pass):
         grams = layer_requests(matrices, choices)
         wanted = [request for requests in value_requests(full, choices).values() for request in requests]
         statistics = ctx.statistics([*wanted, *grams.values()])
-        bound = Bound(self.min_sqnr, self.max_loss if self.max_loss >= 0 else math.inf)
+        bound = Bound(self.min_sqnr, self.max_loss if self.max_loss >= 0 else math.inf, self.max_wide)
         kinds = [facts.activations, *(wide_kinds(facts) if bound or wide else ())]
         typed = {kind: value_ranges(full, statistics, choices.of_type(facts, kind)) for kind in kinds}
         ranges = typed[facts.activations]
@@ -227,6 +231,14 @@ def _within(bound: Bound, ctx: PassContext, facts: Quantization, plan: Plan) -> 
         ctx.missed("QDQ010", node, f"stays in float: {found.why(node)}")
     for node in found.wide:
         ctx.missed("QDQ011", node, f"computes with 16 bits: {found.why_wide()}")
+    if found.short:
+        share = found.plan.types(facts).wide_share(found.plan.placement, facts)
+        ctx.warn(
+            "QDQ012",
+            None,
+            f"the bound does not hold: {found.after} with {share:.0%} of the pairs in 16 bits",
+            hint="max_wide=1 spends as many as it takes",
+        )
     ctx.notes.setdefault("insert-qdq", {})["mixed"] = found.to_json()
     return found.plan
 

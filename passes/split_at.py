@@ -15,7 +15,8 @@ After ``split-at{nodes=NonMaxSuppression,part=tail}``, with them as inputs, by t
     i = NonMaxSuppression(boxes, s)
     y = Gather(boxes, i)
 
-The tail is what is named and all that depends on it. Running the two one after the other gives what the model gave.
+The tail is what is named and all that depends on it; what holds a nested graph goes as a whole. Running the two one
+after the other gives what the model gave.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import ClassVar
 
 from graphopt.analysis import Shapes
 from graphopt.errors import UsageError
-from graphopt.ir import Editor, Model, Node, Value, shape_of
+from graphopt.ir import Editor, Model, Node, Value, nodes, shape_of
 from graphopt.ir.interface import InterfaceEditor
 from graphopt.ir.query import is_constant, is_read
 from graphopt.pipeline import Changes, Pass, PassContext, option
@@ -45,7 +46,7 @@ class SplitAt(Pass):
     def run(self, model: Model, ctx: PassContext) -> Changes:
         """See the module's text. Raises UsageError for names of no node, and where one part would be empty."""
         ctx.get(Shapes)
-        tail = _behind(self._named(model), ctx.edit)
+        tail = _behind(self._named(model, ctx.edit), ctx.edit)
         order = list(model.graph)
         if len(tail) == len(order):
             raise UsageError("nothing is left in front of these nodes", where=f"{self.name}{{nodes={self.nodes}}}")
@@ -60,12 +61,13 @@ class SplitAt(Pass):
         ctx.edit.replace_model(copy)
         return Changes(removed=gone)
 
-    def _named(self, model: Model) -> list[Node]:
+    def _named(self, model: Model, edit: Editor) -> list[Node]:
+        """Return the nodes of the main graph that are named, or hold one that is."""
         found: dict[Node, None] = {}
         for pattern in filter(None, (text.strip() for text in self.nodes.split(","))):
             matching = [
-                node
-                for node in model.graph
+                _outermost(node, edit)
+                for node in nodes(model)
                 if fnmatchcase(str(node.name or ""), pattern) or fnmatchcase(node.op_type, pattern)
             ]
             if not matching:

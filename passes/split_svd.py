@@ -39,6 +39,7 @@ from graphopt.lowrank.forms import Candidate
 from graphopt.lowrank.plan import BUDGETS, Goal, Plan, Planner, described
 from graphopt.lowrank.sites import Site, site_of
 from graphopt.lowrank.speed import Clock, Times, estimated
+from graphopt.lowrank.trials import measured
 from graphopt.lowrank.ways import Limits, Way, by_data, by_weights, why_blind
 from graphopt.pipeline import Changes, Pass, PassContext, option
 from graphopt.pruning.named import items
@@ -106,7 +107,8 @@ class SplitSvd(Pass):
             ctx.missed("SPLIT002", site.layer.node, "no form and rank saves work")
         clock = self._clock(model, sites, ctx)
         times = self._times(ways, clock, ctx.host_or_target.vector_width)
-        plan = self._plan(model, ways, kind, times, clock)
+        measure = None if runner is None else partial(measured, model, runner=runner)
+        plan = self._plan(Planner(ways, self._goal(model, kind, times), times, measure), clock)
         self._say(ctx, times, plan)
         if plan.ratio is not None and plan.ratio > _SLOWEST:
             ctx.warn("SPLIT006", None, f"nothing is split: the whole model would take {plan.ratio:.2f} of its time")
@@ -118,7 +120,8 @@ class SplitSvd(Pass):
         if not chosen:
             return Changes()
         before, refits = Cost.measure(model).parameters, []
-        ctx.notes[self.name] = {"ratio": plan.ratio, "splits": [described(*pair) for pair in chosen.items()]}
+        told = [described(site, item, plan.times.get(site)) for site, item in chosen.items()]
+        ctx.notes[self.name] = {"ratio": plan.ratio, "splits": told}
         runner = ctx.runner
         if runner is None or not runner.has_data:
             split_by_weights(ctx.edit, chosen)
@@ -201,7 +204,7 @@ class SplitSvd(Pass):
             return clock.times(candidates)
         return None if self.speed == "any" else estimated(candidates, width)
 
-    def _plan(self, model: Model, ways: Ways, kind: str, times: Times | None, clock: Clock | None) -> Plan:
+    def _goal(self, model: Model, kind: str, times: Times | None) -> Goal:
         cost = Cost.measure(model)
         if kind == "macs" and cost.unknown:
             raise UsageError(
@@ -210,12 +213,15 @@ class SplitSvd(Pass):
                 hint="put the preset lossless, or fix-shapes, before it",
             )
         wholes = {"macs": cost.total_macs, "params": cost.parameters, "latency": times.whole if times else 0.0}
-        goal = Goal(kind, getattr(self, kind) or 0.99, wholes.get(kind, 0.0), self.of == "layers")
+        return Goal(kind, getattr(self, kind) or 0.99, wholes.get(kind, 0.0), self.of == "layers")
+
+    def _plan(self, planner: Planner, clock: Clock | None) -> Plan:
         try:
-            return Planner(ways, goal, times).plan(clock)
+            return planner.plan(clock)
         except OutOfReachError as error:
             raise UsageError(
-                f"{kind}={goal.share:g} cannot be reached: the least that can stay is {error.best:.3f}",
+                f"{planner.goal.kind}={planner.goal.share:g} cannot be reached: the least that can stay is "
+                f"{error.best:.3f}",
                 where=self.name,
                 hint="a smaller align, more forms, fewer layers in ignore, or speed=any let more go",
             ) from error

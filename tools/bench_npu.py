@@ -29,7 +29,7 @@ from graphopt import targets
 from graphopt.backend import check_qnn
 from graphopt.backend.report import CheckReport
 from graphopt.backend.toolchain import ask
-from graphopt.checking import Numbers, check
+from graphopt.checking import Numbers, check, compile_model
 from graphopt.errors import GraphOptError
 from graphopt.pipeline import load_preset, parse
 from graphopt.targets import Target
@@ -57,6 +57,7 @@ class NpuRecord:
     float_metric: float | None = None
     cycles: int | None = None
     spilled: int | None = None
+    identical: bool | None = None
     wide_share: float | None = None
     seconds: float | None = None
     error: str = ""
@@ -66,9 +67,10 @@ class NpuRecord:
 @click.option("--target", "names", multiple=True, help="Targets.  [default: qnn-htp, rknn, openvino-cpu]")
 @click.option("--model", "chosen", multiple=True, help="Networks by name.  [default: all]")
 @click.option("--variant", "variants", multiple=True, type=click.Choice(VARIANTS), help="[default: all]")
-@click.option("--samples", type=int, default=4, show_default=True, help="Inputs that outputs are compared on.")
+@click.option("--samples", type=int, default=16, show_default=True, help="Inputs that outputs are compared on.")
 @click.option("--limit", type=int, default=200, show_default=True, help="Test inputs scored on the simulator, 0 none.")
 @click.option("--time-limit", type=float, default=3600.0, show_default=True, help="Seconds for one run of a toolchain.")
+@click.option("--keep", type=click.Path(path_type=Path), help="A folder of models: those in it are not made anew.")
 @click.option("--records", type=click.Path(path_type=Path), help="A file of records: read first, and added to.")
 def npu(names: tuple[str, ...], chosen: tuple[str, ...], variants: tuple[str, ...], **given: Any) -> None:
     """Check every network on the NPUs' own toolchains, next to plain Q/DQ and float16."""
@@ -106,13 +108,13 @@ def measure(model: NpuModel, target: Target, variant: str, folder: Path, given: 
     try:
         source = model.path()
         dims = open_dims(source, model.dims)
-        # An open batch is 1; fix-shapes does nothing else.
+        # An open batch is 1.
         fixed = folder / "fixed.onnx"
-        sizes = ",".join(f"{name}={size}" for name, size in dims.items())
-        graphopt.optimize(source, output=fixed, pipeline=f"fix-shapes{{{sizes}}}" if dims else "")
-        made = folder / "made.onnx"
-        make(variant, model, target, fixed, made)
-        record.seconds = time.perf_counter() - started
+        graphopt.optimize(source, output=fixed, pipeline=fixing(dims, model.settings))
+        made = (given["keep"] or folder) / f"{model.name}-{target.name}-{variant}.onnx"
+        if not made.is_file():
+            make(variant, model, target, fixed, made)
+            record.seconds = time.perf_counter() - started
         record.wide_share = wide_share(made)
         data = folder / "samples.npz"
         np.savez(data, **samples_of(model, fixed, given["samples"]))  # pyright: ignore[reportArgumentType]
@@ -121,12 +123,26 @@ def measure(model: NpuModel, target: Target, variant: str, folder: Path, given: 
         take(record, report)
         if target.toolchain == "qnn":
             record.spilled = spilled_bytes(made, target, folder, given["time_limit"])
+            if variant == OURS:
+                record.identical = compile_model(
+                    made, target=target, output=folder / "made.onnx", time_limit=given["time_limit"]
+                ).identical
             if model.score is not None and given["limit"]:
                 found = score_on(made, fixed, target, model.score, given["limit"], folder, given["time_limit"])
                 record.metric, record.float_metric = found
     except (GraphOptError, OSError, ValueError, RuntimeError) as error:
         record.error = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return record
+
+
+def fixing(dims: Mapping[str, int], settings: Mapping[str, int]) -> str:
+    """Return the pipeline that gives sizes to open dimensions and values to inputs that are settings."""
+    chosen = {"fix-shapes": dims, "fix-inputs": settings}
+    return ",".join(
+        f"{name}{{{','.join(f'{key}={value}' for key, value in values.items())}}}"
+        for name, values in chosen.items()
+        if values
+    )
 
 
 def make(variant: str, model: NpuModel, target: Target, source: Path, output: Path) -> None:
@@ -201,8 +217,9 @@ def render(records: list[NpuRecord]) -> str:
 
 
 _HEAD = (
-    "| model | made by | gates | SQNR dB | on CPU | metric | of float | 16 bit | cycles | spilled bytes | seconds |\n"
-    "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+    "| model | made by | gates | SQNR dB | on CPU | metric | of float | 16 bit | cycles | spilled bytes | reloaded "
+    "| seconds |\n"
+    "|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|--:|"
 )
 
 
@@ -224,6 +241,7 @@ def _row(record: NpuRecord) -> str:
         _number(record.wide_share, ".0%"),
         _number(record.cycles, ",d"),
         _number(record.spilled, ",d"),
+        {True: "identical", False: "differs", None: "-"}[record.identical],
         _number(record.seconds, ".1f"),
     ]
     return f"| {' | '.join(cells)} |"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vit_b_16", "deeplab_mnv3")
 TRANSFORMERS = frozenset({"minilm_l6_v2", "fashion_transformer", "vit_b_16"})
 _RANDOM_SAMPLES = 8
-_FIXED = {"sr": 16000}
-"""Inputs that are settings."""
 
 Score = Callable[[Runnable, "int | None"], float]
 
@@ -33,7 +31,8 @@ class NpuModel:
 
     ``dims`` are the sizes of its open dimensions besides the batch, which is 1; ``calibration`` writes inputs, samples
     along the first axis, to a .npz file; ``score`` runs a session over the first inputs of its test set and returns the
-    share that is right. ``convolutional`` tells whether it is one for RKNN.
+    share that is right. ``settings`` are inputs that become constants. ``convolutional`` tells whether it is one for
+    RKNN.
     """
 
     name: str
@@ -41,7 +40,7 @@ class NpuModel:
     calibration: Callable[[], Path]
     dims: Mapping[str, int] = field(default_factory=dict)
     score: Score | None = None
-    settings: Sequence[str] = ()
+    settings: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def convolutional(self) -> bool:
@@ -63,7 +62,14 @@ def npu_models() -> list[NpuModel]:
         _random("ppocrv4_det", partial(zoo.fetch, "ppocrv4_det"), {"x": (3, 480, 480)}),
         NpuModel("ppocrv4_rec", lines.model, lines.calibration, {"x.3": 320, "x.2": 48}),
         _random("ddddocr_det", partial(zoo.fetch, "ddddocr_det"), {"images": (3, 416, 416)}),
-        _random("silero_vad_op18_ifless", partial(zoo.fetch, "silero_vad_op18_ifless"), {"input": (576,)}),
+        # Its output is a single number, of whose range a few inputs say little.
+        _random(
+            "silero_vad_op18_ifless",
+            partial(zoo.fetch, "silero_vad_op18_ifless"),
+            {"input": (576,)},
+            {"sr": 16000},
+            256,
+        ),
     ]
     if not (SHARED / "arch" / "materialize.py").is_file():
         click.echo(f"skipped {', '.join(ARCHITECTURES)}: there is no ../shared/arch", err=True)
@@ -106,25 +112,36 @@ def _fashion(name: str) -> NpuModel:
     return NpuModel(name, lambda: ROOT / "models" / f"{name}.onnx", calibration, {}, score)
 
 
-def _random(name: str, path: Callable[[], Path], shapes: Mapping[str, tuple[int, ...]]) -> NpuModel:
-    """Return a network that has no data here: its inputs are random."""
+def _random(
+    name: str,
+    path: Callable[[], Path],
+    shapes: Mapping[str, tuple[int, ...]],
+    settings: Mapping[str, int] | None = None,
+    samples: int = _RANDOM_SAMPLES,
+) -> NpuModel:
+    """Return a network that has no data here: its inputs are random, and there are ``samples`` to calibrate it."""
     dims = {f"{value}.{axis}": size for value, shape in shapes.items() for axis, size in enumerate(shape, start=1)}
 
     def calibration() -> Path:
-        return _stored(name, lambda: random_inputs(path(), dims, _RANDOM_SAMPLES))
+        return _stored(name, lambda: random_inputs(path(), dims, samples, besides=settings or {}))
 
-    return NpuModel(name, path, calibration, dims)
+    return NpuModel(name, path, calibration, dims, settings=settings or {})
 
 
-def random_inputs(path: Path, known: Mapping[str, int], samples: int, seed: int = 0) -> Arrays:
-    """Return ``samples`` random inputs of batch 1, stacked along a new first axis where an input has no batch."""
+def random_inputs(
+    path: Path, known: Mapping[str, int], samples: int, seed: int = 0, *, besides: Collection[str] = ()
+) -> Arrays:
+    """Return ``samples`` random inputs of batch 1, stacked along a new first axis where an input has no batch.
+
+    Inputs ``besides`` those get nothing.
+    """
     sizes = open_dims(path, known)
     rng = np.random.default_rng(seed)
     found: Arrays = {}
     proto = onnx.load(path, load_external_data=False)
     constants = {tensor.name for tensor in proto.graph.initializer}
     for value in proto.graph.input:
-        if value.name in constants:
+        if value.name in constants or value.name in besides:
             continue
         kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         shape = [
@@ -134,12 +151,12 @@ def random_inputs(path: Path, known: Mapping[str, int], samples: int, seed: int 
         rows = (samples, *shape[1:]) if shape and shape[0] == 1 else (samples, *shape)
         whole = np.issubdtype(kind, np.integer)
         drawn = rng.integers(0, 2, rows) if whole else rng.standard_normal(rows)
-        found[value.name] = np.asarray(np.full(rows, _FIXED.get(value.name)) if value.name in _FIXED else drawn, kind)
+        found[value.name] = np.asarray(drawn, kind)
     return found
 
 
 def _stored(name: str, make: Callable[[], Arrays]) -> Path:
-    path = cache_folder().with_name("bench-npu") / f"{name}-calibration-v1.npz"
+    path = cache_folder().with_name("bench-npu") / f"{name}-calibration-v2.npz"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part.npz")

@@ -190,7 +190,7 @@ def _placement(answer: Answer, verdicts: list[NodeVerdict]) -> Gate:
         return Gate("placement", True, f"all {len(counted)} nodes are on the NPU")
     host = [v for v in verdicts if v.place is Place.HOST]
     # The pairs around a refused node stay with it; the node itself is what to name.
-    first = next((v for v in host if v.op not in ("QuantizeLinear", "DequantizeLinear")), host[0] if host else None)
+    first = next((v for v in host if not v.is_pair), host[0] if host else None)
     cause = f"; {first.op} {first.name!r}: {first.why}" if first is not None else ""
     return Gate("placement", False, f"{len(elsewhere)} of {len(counted)} nodes run on the CPU{cause}")
 

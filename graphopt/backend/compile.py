@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ _TOLERANCE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What was written: the files, the first of which is the one to load, and what the comparison says."""
+    """What was written: the files, the first of which is the one to load, and what the comparison says.
+
+    ``identical`` tells whether it gave the very outputs of the model compiled on the spot, None where it was not run.
+    """
 
     files: tuple[Path, ...]
     detail: str
+    identical: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -33,12 +37,13 @@ class Compiled:
 
 
 def require_compiler(toolchain: str, target: str) -> None:
-    """Raise UsageError for a target whose models cannot be compiled here."""
+    """Raise UsageError for a target whose models nothing compiles, TargetError where what does is not installed."""
     if toolchain not in COMPILERS:
         hint = "models for qnn-htp and rknn can be"
         raise UsageError(
             "nothing here compiles models for this target", where=f"--compile --target {target}", hint=hint
         )
+    (check_qnn.QNN if toolchain == "qnn" else check_rknn.toolchain()).require()
 
 
 def compile_beside(job: Job, output: Path) -> Compiled:
@@ -51,11 +56,11 @@ def compile_beside(job: Job, output: Path) -> Compiled:
     require_compiler(job.target.toolchain, job.target.label)
     folder = job.folder / "compiled"
     folder.mkdir()
-    files, detail = COMPILERS[job.target.toolchain](job, folder, output.stem)
-    return Compiled(_handed_over(files, output.parent), detail)
+    made = COMPILERS[job.target.toolchain](job, folder, output.stem)
+    return replace(made, files=_handed_over(made.files, output.parent))
 
 
-def _context_model(job: Job, folder: Path, stem: str) -> tuple[list[Path], str]:
+def _context_model(job: Job, folder: Path, stem: str) -> Compiled:
     """Make an EPContext model: a small ONNX file, and the chip's program in a file beside it."""
     path = folder / f"{stem}_ctx.onnx"
     request = check_qnn.request_of(job.path, job.target.options, compile_to=path)
@@ -68,7 +73,8 @@ def _context_model(job: Job, folder: Path, stem: str) -> tuple[list[Path], str]:
         )
     fresh, loaded = (_outputs(job, model) for model in (job.path, path))
     others = sorted(file for file in folder.iterdir() if file != path)
-    return [path, *others], f"loaded again: outputs {_compared(fresh, loaded, job.name)}"
+    text, identical = _compared(fresh, loaded, job.name)
+    return Compiled((path, *others), f"loaded again: outputs {text}", identical)
 
 
 def _outputs(job: Job, model: Path) -> list[Arrays]:
@@ -81,7 +87,7 @@ def _outputs(job: Job, model: Path) -> list[Arrays]:
     return job.load_outputs(answer.values["outputs"], destinations)
 
 
-def _rknn_model(job: Job, folder: Path, stem: str) -> tuple[list[Path], str]:
+def _rknn_model(job: Job, folder: Path, stem: str) -> Compiled:
     path = folder / f"{stem}.rknn"
     request = check_rknn.request_of(job.path, job.target.options, export=path)
     answer = ask(check_rknn.toolchain(), request, job.folder, time_limit=job.time_limit)
@@ -91,27 +97,36 @@ def _rknn_model(job: Job, folder: Path, stem: str) -> tuple[list[Path], str]:
             where=job.name,
             hint=f"`graphopt check {job.name} --target {job.target.label}` says more",
         )
-    return [path], "loaded again; the simulator runs what was just built only, so `graphopt check` has its numbers"
+    text = "loaded again; the simulator runs what was just built only, so `graphopt check` has its numbers"
+    return Compiled((path,), text)
 
 
-COMPILERS: Mapping[str, Callable[[Job, Path, str], tuple[list[Path], str]]] = {
+COMPILERS: Mapping[str, Callable[[Job, Path, str], Compiled]] = {
     "qnn": _context_model,
     "rknn": _rknn_model,
 }
 
 
-def _compared(fresh: list[Arrays], loaded: list[Arrays], name: str) -> str:
-    """Say how far the compiled model is from the one compiled on the spot. Raises VerifyError when that is too far."""
+def _compared(fresh: list[Arrays], loaded: list[Arrays], name: str) -> tuple[str, bool]:
+    """Say how far the compiled model is from the one compiled on the spot, and whether they are identical.
+
+    Raises VerifyError when it is too far.
+    """
     found = differences(zip(fresh, loaded, strict=True))
     if all(item.differing == 0 for item in found):
-        return f"on {len(fresh)} random inputs are identical"
+        return f"on {len(fresh)} random inputs are identical", True
     worst = max(found, key=lambda item: item.max_rel_to_scale or 0.0)
     if not worst.within(_TOLERANCE):
-        raise VerifyError("the compiled model gives another result", where=f"{name}: output {worst.name}")
-    return f"differ by up to {worst.max_rel_to_scale:.1e} of their scale"
+        far = worst.max_rel_to_scale or 0.0
+        raise VerifyError(
+            f"the compiled model gives another result: off by {far:.1e} of its scale",
+            where=f"{name}: output {worst.name}",
+            hint=f"{name} itself is written; `graphopt check` compares it with onnxruntime's CPU",
+        )
+    return f"differ by up to {worst.max_rel_to_scale:.1e} of their scale", False
 
 
-def _handed_over(files: list[Path], folder: Path) -> tuple[Path, ...]:
+def _handed_over(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
     """Move ``files`` into ``folder``, each in one piece, the one that names the others last."""
     parts = []
     try:

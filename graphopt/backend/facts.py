@@ -30,6 +30,7 @@ def findings(model: Model, target: Target) -> list[Diagnostic]:
     found = [*_inputs(model, target), *_versions(model, target), *_rules(model, target)]
     if target.quantization is not None:
         found += [*_forms(model, target), *_weights(model, target), *_pairs(model, target), *_products(model, target)]
+        found += _narrow(model, target)
     return list(dict.fromkeys(found))
 
 
@@ -118,6 +119,20 @@ def _products(model: Model, target: Target) -> Iterator[Diagnostic]:
         if len(pairs) == 2 and all(integer_type(pair) == wanted.wide_activations for pair in pairs):
             text = f"a product of two {wanted.wide_activations}: the target cuts the second one to 8 bits"
             yield _warning("CHK007", text, node.name, f"give both operands {wanted.wide_products}")
+
+
+def _narrow(model: Model, target: Target) -> Iterator[Diagnostic]:
+    """Name operators with a bias that the target computes worse with 8 bits than 8 bits allow."""
+    wanted = target.quantization
+    for node in nodes(model):
+        if wanted is None or node.op_type not in wanted.wide_biased or node.domain:
+            continue
+        if len(node.inputs) < 3 or node.inputs[2] is None:
+            continue
+        producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if producer is not None and dequantizes(producer) and integer_type(producer) == wanted.activations:
+            text = f"{node.op_type} in {wanted.activations} is rounded before its bias is added, and once more after"
+            yield _warning("CHK009", text, node.name, f"compute it in {wanted.wide_activations}")
 
 
 def _error(code: str, text: str, node: str | None, hint: str = "") -> Diagnostic:

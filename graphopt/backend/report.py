@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -31,6 +31,11 @@ class NodeVerdict:
     place: Place
     dtype: str = ""
     why: str = ""
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is a QuantizeLinear or DequantizeLinear, of ONNX or of onnxruntime."""
+        return self.op.rpartition(".")[2] in ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +177,27 @@ def parts(partitions: Iterable[Partition]) -> str:
 
 
 def broken(nodes: Iterable[NodeVerdict], limit: int = 20) -> list[str]:
-    """Return one line for each node that does not run as it should, ``limit`` at most and the rest as a count."""
-    lines = [
-        f"{node.op} {node.name!r}: {node.place}{f' {node.dtype}' if node.dtype else ''}: {node.why}"
-        for node in nodes
-        if node.why
-    ]
+    """Return a line for each reason why nodes do not run as they should, ``limit`` at most and the rest as a count."""
+    alike: dict[str, list[NodeVerdict]] = {}
+    for node in nodes:
+        if node.why:
+            alike.setdefault(f"{node.place}{f' {node.dtype}' if node.dtype else ''}: {node.why}", []).append(node)
+    lines = [f"{titled(found[0])}: {why}{others(found)}" for why, found in alike.items()]
     rest = len(lines) - limit
-    return lines if rest <= 0 else [*lines[:limit], f"... and {rest} more"]
+    return lines if rest <= 0 else [*lines[:limit], f"... and {rest} more reasons"]
+
+
+def titled(node: NodeVerdict) -> str:
+    """Return a node's operator and name."""
+    return f"{node.op} {node.name!r}"
+
+
+def others(alike: Sequence[NodeVerdict], shown: int = 3) -> str:
+    """Return the second of nodes that share a reason and those behind it, in brackets, "" where there is one only."""
+    if len(alike) < 2:
+        return ""
+    rest = [titled(node) for node in alike[1 : shown + 1]] + ["..."] * (len(alike) > shown + 1)
+    return f" (and {len(alike) - 1} more: {', '.join(rest)})"
 
 
 def _number(value: Any) -> Any:

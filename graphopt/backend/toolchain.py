@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,19 @@ class Toolchain:
     install: str
     python: str = ""
 
+    def require(self) -> None:
+        """Raise NotInstalledError where the toolchain is not there, as far as that is seen without starting it."""
+        if not self.python and find_spec(self.package) is None:
+            raise NotInstalledError.of(self, self.package)
+
 
 class NotInstalledError(TargetError):
     """The toolchain is not there."""
+
+    @classmethod
+    def of(cls, toolchain: Toolchain, package: str) -> NotInstalledError:
+        """Return the error that ``package`` of ``toolchain`` is missing."""
+        return cls(f"{toolchain.title} is not installed: there is no package {package}", hint=toolchain.install)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +102,7 @@ def ask(
     except (OSError, ValueError):
         raise _crashed(toolchain, code, text) from None
     if values.get("missing"):
-        raise NotInstalledError(
-            f"{toolchain.title} is not installed: there is no package {values['missing']}",
-            hint=toolchain.install,
-        )
+        raise NotInstalledError.of(toolchain, values["missing"])
     return Answer(values, text)
 
 

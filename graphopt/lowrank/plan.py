@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,12 @@ BUDGETS = ("macs", "params", "latency")
 
 _EXACT = 1e-12
 """What rounding may make of a number that was 1 minus another."""
+
+_TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""How far to go from a layer's own error to what the outputs were seen to lose: as an exponent, so many choices."""
+
+_CLEARLY = 0.9
+"""Share of what the choice by the measured losses loses that another may lose to be taken: the rest may be chance."""
 
 _TRIALS = 4
 """How often a choice is timed, and made again without what was slow, at most."""
@@ -46,21 +52,34 @@ class Goal:
 class Plan:
     """The candidates ``chosen``; ``slow`` holds the least time, over the layer's own, of sites not split for that.
 
-    ``ratio`` is the time of the whole model over that before, as timed with random weights, None when it was not.
+    ``times`` are those of the sites chosen, over the layer's own, measured or by the model of costs. ``ratio`` is the
+    time of the whole model over that before, as timed with random weights, None when it was not.
     """
 
     chosen: dict[Site, Candidate] = field(default_factory=dict)
     slow: dict[Site, float] = field(default_factory=dict)
+    times: dict[Site, float] = field(default_factory=dict)
     ratio: float | None = None
+
+
+Choice = dict[Site, Candidate]
+
+Measure = Callable[[Sequence[Choice]], Sequence[float]]
+"""Tells what the outputs lose by each of some choices."""
 
 
 @dataclass
 class Planner:
-    """Chooses among the ``ways`` of each site. ``times`` tells which are slow (None: take any)."""
+    """Chooses among the ``ways`` of each site. ``times`` tells which are slow (None: take any).
+
+    Where several choices meet a budget, ``measure`` tells which to take (None: that by the ways' losses).
+    """
 
     ways: Mapping[Site, Sequence[Way]]
     goal: Goal
     times: Times | None
+    measure: Measure | None = None
+    _trusts: Sequence[float] = _TRUSTS
 
     def plan(self, clock: Clock | None) -> Plan:
         """Return the choice, timed as a whole by ``clock`` and corrected where it is slow. Raises OutOfReachError."""
@@ -79,14 +98,16 @@ class Planner:
                 best = min(self.times.ratio(site, way.candidate) for way in ways)
                 plan.slow[site] = max(best, plan.slow.get(site, best))
         plan.slow = {site: ratio for site, ratio in plan.slow.items() if site not in plan.chosen}
+        if self.times is not None:
+            plan.times = {site: self.times.ratio(site, item) for site, item in plan.chosen.items()}
         if clock is not None and plan.chosen:
             plan.ratio = clock.ratio(plan.chosen)
         return plan
 
-    def _choice(self, barred: Mapping[tuple[Site, str], int]) -> dict[Site, Candidate]:
+    def _choice(self, barred: Mapping[tuple[Site, str], int]) -> Choice:
         fast = {site: self._fast(site, ways, barred) for site, ways in self.ways.items()}
         if self.goal.is_budget:
-            return self._by_budget(fast)
+            return self._best_by_budget(fast)
         found = {site: self._alone(site, ways) for site, ways in fast.items()}
         return {site: candidate for site, candidate in found.items() if candidate is not None}
 
@@ -99,9 +120,26 @@ class Planner:
             and (self.times is None or self.times.ratio(site, way.candidate) <= WORTH)
         ]
 
-    def _by_budget(self, fast: Mapping[Site, Sequence[Way]]) -> dict[Site, Candidate]:
+    def _best_by_budget(self, fast: Mapping[Site, Sequence[Way]]) -> Choice:
+        """Return the choice measured to lose clearly least, or the first; from then on, others are made as that was."""
+        choices: dict[float, Choice] = {}
+        for trust in self._trusts if self.measure is not None else _TRUSTS[:1]:
+            choice = self._by_budget(fast, trust)
+            if choice not in choices.values():
+                choices[trust] = choice
+        if len(choices) > 1 and self.measure is not None:
+            losses = dict(zip(choices, self.measure(list(choices.values())), strict=True))
+            first, best = self._trusts[0], min(losses, key=losses.__getitem__)
+            self._trusts = (best if losses[best] <= _CLEARLY * losses[first] else first,)
+            return choices[self._trusts[0]]
+        return next(iter(choices.values()))
+
+    def _by_budget(self, fast: Mapping[Site, Sequence[Way]], trust: float) -> Choice:
         options = [
-            [Option(self._cost(site, None), 0.0), *(Option(self._cost(site, way.candidate), way.loss) for way in ways)]
+            [
+                Option(self._cost(site, None), 0.0),
+                *(Option(self._cost(site, way.candidate), _expected(way, trust)) for way in ways),
+            ]
             for site, ways in fast.items()
         ]
         mine = sum(of_site[0].cost for of_site in options)
@@ -131,8 +169,13 @@ class Planner:
         return min(found, key=lambda item: (item.error, item.macs), default=None)
 
 
-def described(site: Site, item: Candidate) -> dict[str, Any]:
-    """Return what a report tells of a split: the layers by name, and costs before and after."""
+def _expected(way: Way, trust: float) -> float:
+    error = way.candidate.error
+    return error * (way.loss / error) ** trust if error > 0 else way.loss
+
+
+def described(site: Site, item: Candidate, time: float | None) -> dict[str, Any]:
+    """Return what a report tells of a split: the layers by name, costs before and after, and the ratio of times."""
     return {
         "layers": [layer.node.name or layer.node.outputs[0].name for layer in site.layers],
         "form": item.form,
@@ -140,4 +183,5 @@ def described(site: Site, item: Candidate) -> dict[str, Any]:
         "error": item.error,
         "macs": [site.macs, item.macs],
         "parameters": [site.parameters, item.parameters],
+        "time": time,
     }

@@ -26,13 +26,13 @@ _SHARES = (0.75, 0.5)
 """Of what share of a layer's parameters the outputs' loss is measured; between these the layer's own error tells."""
 
 _MEASURING = 5e11
-"""Multiply-accumulates that may be spent on measuring losses."""
+"""Multiply-accumulates that may be spent on measuring losses, of all layers and of each choice."""
 
-_PART = 16
+PART = 16
 """Samples that are run at a time."""
 
 _FEWEST, _MOST = 8, 64
-"""Samples that they are measured on."""
+"""Samples that they are measured on; a choice is on as many as that work lets."""
 
 _LENGTH = 64
 """What a size is taken for that the model leaves open: of a sequence mostly."""
@@ -79,7 +79,9 @@ def by_data(model: Model, sites: Sequence[Site], limits: Limits, runner: Runs) -
     in_order = [sites[index] for index in order]
     stops = resting_places(model, [site.layer.node for site in in_order])
     found: list[list[Way]] = []
-    with Relay(held, model, _PART, _samples(model, len(sites))) as relay:
+    # On average half of the network is run for each.
+    samples = min(_MOST, samples_for(model, len(_SHARES) * len(sites), 0.5))
+    with Relay(held, model, PART, samples) as relay:
         losses = Losses(model, relay)
         for wave in waves(in_order):
             grams = collect(model, wave, fitting)
@@ -161,11 +163,10 @@ def waves(sites: Sequence[Site]) -> Iterator[list[Site]]:
         yield bundle
 
 
-def _samples(model: Model, sites: int) -> int:
+def samples_for(model: Model, times: int, share: float) -> int:
+    """Return on how many samples losses are measured so many ``times``, if a ``share`` of the network is run each."""
     macs = max(Cost.measure(model).total_macs, 1) * math.prod(_LENGTH for _ in _unknown_sizes(model))
-    # On average half of the network is run for each.
-    wanted = _MEASURING / (0.5 * len(_SHARES) * macs * max(sites, 1))
-    return int(np.clip(wanted, _FEWEST, _MOST))
+    return max(_FEWEST, int(_MEASURING / (share * macs * max(times, 1))))
 
 
 def _unknown_sizes(model: Model) -> set[str]:

@@ -3,18 +3,19 @@
 Where the target has a type of 16 bits for activations, nodes get that, otherwise they are put back to float. The noise
 of every source is measured once; that of several adds up. So a set of nodes is chosen on paper, by the noise that each
 of them saves for its multiply-accumulates, written into a copy of the model and checked there. Where the bound does not
-hold yet, the choice goes on from what the check found.
+hold yet, the choice goes on from what the check found, as long as there may be more nodes with 16 bits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import Model, Node
+from graphopt.quantization.budget import spend
 from graphopt.quantization.cover import Cover, Move
 from graphopt.quantization.placement import place
 from graphopt.quantization.sensitivity import (
@@ -28,6 +29,7 @@ from graphopt.quantization.sensitivity import (
     units_of,
 )
 from graphopt.quantization.trial import Plan, Runs, Trial
+from graphopt.quantization.types import Types
 from graphopt.targets import Quantization
 
 _SAMPLES = 8
@@ -42,10 +44,14 @@ _STEP = 0.5
 
 @dataclass(frozen=True)
 class Bound:
-    """What has to hold: each output's SQNR is at least ``min_sqnr`` dB, the metric at most ``max_loss`` lower."""
+    """What has to hold: each output's SQNR is at least ``min_sqnr`` dB, the metric at most ``max_loss`` lower.
+
+    It gives way to ``max_wide``, the part of the Q/DQ pairs that may have 16 bits.
+    """
 
     min_sqnr: float = 0.0
     max_loss: float = math.inf
+    max_wide: float = 1.0
 
     def __bool__(self) -> bool:
         return self.min_sqnr > 0 or self.max_loss < math.inf
@@ -71,7 +77,7 @@ class Mixed:
     """A plan that meets a bound: the nodes put back to float for it, or to 16 bits.
 
     ``before`` is the check of the plan that it started from, ``after`` that of this one; ``sensitivity`` is None when
-    there was nothing to do.
+    there was nothing to do. ``short`` tells that the bound is not met, for it would take too many nodes of 16 bits.
     """
 
     plan: Plan
@@ -80,6 +86,7 @@ class Mixed:
     before: Check
     after: Check
     sensitivity: Sensitivity | None = None
+    short: bool = False
 
     def why(self, node: Node) -> str:
         """Return what speaks for keeping ``node`` in float, with numbers."""
@@ -144,6 +151,15 @@ class _Search:
             raise UsageError("a bound on the loss needs a metric", hint="give one with --metric, or bound the SQNR")
         return self._metric - metric
 
+    def share(self, moves: Collection[Move]) -> float:
+        """Return the part of all pairs that have 16 bits when ``moves`` are all that is taken."""
+        types = Types.of(self.first.placement, self.facts, self.first.wide.union(moves))
+        return types.wide_share(self.first.placement, self.facts)
+
+    def exceeds(self, moves: Collection[Move]) -> bool:
+        """Tell whether there may not be so many nodes of 16 bits."""
+        return self.widens and self.bound.max_wide < 1 and self.share(moves) > self.bound.max_wide
+
     def plan(self) -> Plan:
         """Return the first plan without what is taken, or with 16 bits for it."""
         if self.widens:
@@ -158,7 +174,7 @@ class _Search:
 
 
 def mixed(model: Model, facts: Quantization, plan: Plan, bound: Bound, runs: Runs) -> Mixed:
-    """Return the part of ``plan`` that meets ``bound``.
+    """Return the part of ``plan`` that meets ``bound``, or comes near where that would take too many nodes of 16 bits.
 
     Where the plan has grids of the target's wider type, nodes get that instead of floats. Raises PassError when no plan
     with at least one layer in integers meets the bound, UsageError when a metric is needed and there is none.
@@ -169,22 +185,26 @@ def mixed(model: Model, facts: Quantization, plan: Plan, bound: Bound, runs: Run
         return Mixed(plan, (), (), before, after)
     found = measure(model, facts, plan, runs, limit=_SAMPLES)
     sources, costs = _movable(search, found)
-    current = plan
-    while not after.meets(bound):
+    current, short = plan, False
+    while not after.meets(bound) and not short:
         cover = Cover.scaled(sources, costs, search.taken, after.noise)
         more = [move for move in cover.extend(search.taken, _goal(after, bound)) if move not in search.taken]
+        short = search.exceeds([*search.taken, *more])
+        if short:
+            cover = Cover.scaled(sources, costs, (), before.noise)
+            search.taken, more = {}, spend(cover, search.share, bound.max_wide)
         search.taken.update(dict.fromkeys(more))
         current = search.plan()
         if len(current.layers) <= 1 and not search.widens:
             current = _last_layer(search, found)
         after = search.check(current)
         stuck = not more if search.widens else len(current.layers) == 1
-        if stuck and not after.meets(bound):
+        if stuck and not short and not after.meets(bound):
             raise _unreachable(bound, search)
     current, after = _relaxed(search, current, after, sources, costs)
     moved = tuple(node for node in units_of(plan.placement, facts) if node in search.taken)
     floats, wide = ((), moved) if search.widens else (moved, ())
-    return Mixed(current, floats, wide, before, after, found)
+    return Mixed(current, floats, wide, before, after, found, short and not after.meets(bound))
 
 
 def _movable(search: _Search, found: Sensitivity) -> tuple[list[Source], dict[Node, int]]:

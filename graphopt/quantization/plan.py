@@ -134,7 +134,7 @@ def quantized_layer(layer: LayerMatrix, gram: Gram | None, input_scale: float, c
         floor = np.abs(bias) / (input_scale * _LARGEST_BIAS)
         least = floor if choices.per_channel else floor.max(initial=0.0)
         grid = replace(grid, scale=np.maximum(grid.scale, np.asarray(least, np.float32)))
-    if grid.axis is not None and grid.scale.size and np.ptp(grid.scale) == 0:
+    if grid.axis is not None and grid.scale.size and not np.ptp(grid.scale) and not np.ptp(grid.zero_point):
         # Averages have the same weights in all channels, and a table of equal scales would be read for nothing.
         grid = Grid(grid.scale[0], grid.zero_point[0], grid.dtype)
     if choices.off_middle:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from graphopt.ir import Node, Value
+from graphopt.quantization.layers import BIAS
 from graphopt.quantization.placement import Placement, is_product, read, writes
 from graphopt.targets import Quantization
 
@@ -45,6 +46,15 @@ class Types:
                 nodes[node] = roots[placement.values[moved[0]]]
         return cls(nodes, roots)
 
+    def wide_share(self, placement: Placement, facts: Quantization) -> float:
+        """Return the part of the Q/DQ pairs that have 16 bits, conversions between types included."""
+        kinds = {value: {self.roots[root]} for value, root in placement.values.items()}
+        for node, kind in self.nodes.items():
+            for value in read(node, facts):
+                kinds[value].add(kind)
+        pairs = [kind for found in kinds.values() for kind in found]
+        return sum(kind != facts.activations for kind in pairs) / max(len(pairs), 1)
+
     def counts(self) -> dict[str, int]:
         """Return how many values have a grid of each type."""
         return dict(sorted(Counter(self.roots.values()).items()))
@@ -53,6 +63,15 @@ class Types:
 def wide_kinds(facts: Quantization) -> list[str]:
     """Return the types of 16 bits that a target has for activations."""
     return sorted({facts.wide_activations, facts.wide_products} - {""}) if facts.wide_activations else []
+
+
+def too_narrow(placement: Placement, facts: Quantization) -> list[Node]:
+    """Return the nodes that the target computes worse with 8 bits than 8 bits allow."""
+    return [
+        node
+        for node in placement.nodes
+        if node.op_type in facts.wide_biased and len(node.inputs) > BIAS and node.inputs[BIAS] is not None
+    ]
 
 
 def _together(placement: Placement, facts: Quantization, wide: Collection[Node]) -> set[Node]:

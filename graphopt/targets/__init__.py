@@ -68,15 +68,18 @@ def _read(name: str) -> Target:
         name=name,
         domains=frozenset(facts.pop("domains", ())),
         floats=frozenset(facts.pop("floats", ("float32",))),
-        rules=tuple(_rule(rule) for rule in facts.pop("rules", ())),
+        rules=tuple(rule for text in facts.pop("rules", ()) for rule in _rules(text)),
         quantization=None if quantization is None else _quantization(quantization),
         **facts,
     )
 
 
-def _rule(facts: Mapping[str, Any]) -> Rule:
+def _rules(facts: Mapping[str, Any]) -> list[Rule]:
+    """Return the rules of one table: one for each operator that it names, whose name stands for {op}."""
     when = {name: tuple(values) for name, values in facts.get("when", {}).items()}
-    return Rule(**{**facts, "when": when, "types": frozenset(facts.get("types", ()))})
+    operators = [facts["op"]] if isinstance(facts["op"], str) else facts["op"]
+    read = {**facts, "when": when, "types": frozenset(facts.get("types", ()))}
+    return [Rule(**{**read, "op": op, "why": facts["why"].replace("{op}", op)}) for op in operators]
 
 
 def _quantization(facts: dict[str, Any]) -> Quantization:
@@ -88,5 +91,6 @@ def _quantization(facts: dict[str, Any]) -> Quantization:
             "on_integers": frozenset(facts.get("on_integers", ())),
             "absorbed": {operator: frozenset(names) for operator, names in facts["absorbed"].items()},
             "needs_output": frozenset(facts["needs_output"]),
+            "wide_biased": frozenset(facts.get("wide_biased", ())),
         }
     )

@@ -15,8 +15,9 @@ class Rule:
     ``op`` is its name, ``domain::name`` outside ONNX's own domain. ``when`` narrows it to attributes: each named one
     has to have one of the values listed, as text, its default where it is absent. ``types`` narrows it to models with
     activations of these types, numpy's names, where ``float`` stands for no Q/DQ pairs, ``constant`` to nodes whose
-    input of that index is constant, ``other_than`` to those where it has an element that is not this number, and
-    ``reader`` to nodes whose output an operator of that name reads. ``why`` is the reason in the
+    input of that index is constant, ``other_than`` to those where it has an element that is not this number,
+    ``operands`` to those with at least as many inputs, ``gates`` to those whose result and first input meet in an
+    operator of that name, ``reader`` to those whose output such an operator reads. ``why`` is the reason in the
     vendor's words, ``cure`` a pipeline that turns it into a form which the target takes, ``advice`` what helps
     otherwise.
     """
@@ -26,6 +27,8 @@ class Rule:
     when: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     types: frozenset[str] = frozenset()
     constant: int = -1
+    operands: int = 0
+    gates: str = ""
     other_than: int | None = None
     reader: str = ""
     wrong: bool = False
@@ -50,7 +53,8 @@ class Quantization:
     ``every_edge`` tells that a value without a Q/DQ pair makes what touches it compute in floats, so that each operator
     of ``kernels`` and ``moves`` gets pairs around it, whether it has a layer next to it or not. ``bias`` is empty where
     biases stay in float. ``wide_activations`` is the 16-bit type for activations that 8 bits are too few for,
-    ``wide_products`` the type of both operands of a product of two activations then. ``power_of_two`` asks for scales
+    ``wide_products`` the type of both operands of a product of two activations then, ``wide_biased`` the operators that
+    need 16 bits wherever they have a bias. ``power_of_two`` asks for scales
     that are powers of two, ``bias_zero_point`` for a zero point, 0, on biases too, ``off_middle`` for zero points of
     weights and activations that are not at the middle of their type.
     """
@@ -70,6 +74,7 @@ class Quantization:
     product: str = ""
     wide_activations: str = ""
     wide_products: str = ""
+    wide_biased: frozenset[str] = frozenset()
     pair_limit: int = 0
     every_edge: bool = False
     power_of_two: bool = False
@@ -90,8 +95,8 @@ class Target:
     ``options`` are the settings of the hardware, such as the chip, with their values; ``choices`` the values known of
     each and what they stand for. ``opset`` is the oldest that has all operators it takes, ``max_opset`` the newest that
     it reads, each 0 for any; ``split_pools`` the largest side of images that are averaged faster in two steps, 0 for
-    none; ``static_shapes`` tells that all shapes have to be known; ``rules`` what it does not take, or computes
-    wrongly.
+    none; ``static_shapes`` tells that all shapes have to be known; ``max_rank`` is how many axes a tensor may have, 0
+    for any; ``rules`` what it does not take, or computes wrongly.
     """
 
     name: str
@@ -109,6 +114,7 @@ class Target:
     max_opset: int = 0
     split_pools: int = 0
     static_shapes: bool = False
+    max_rank: int = 0
     rules: tuple[Rule, ...] = ()
     quantization: Quantization | None = None
 

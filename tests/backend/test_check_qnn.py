@@ -105,6 +105,32 @@ def test_a_product_of_two_unsigned_16_bit_activations_is_named(tmp_path):
     assert wide.agreement[0].target_db < signed.agreement[0].target_db - 10
 
 
+def test_a_normalization_that_is_rounded_twice_is_named(tmp_path):
+    reports = {}
+    for kind, step in ((np.uint8, 10 / 256), (np.uint16, 10 / 65536)):
+        net, middle = planted.Net(), np.iinfo(kind).max // 2 + 1
+        gain = net.constant("gain", np.float32(1 / 128))
+        net.constant("gain_q", np.full(64, 128, np.uint8))
+        net.constant("gain_zero", np.uint8(0))
+        net.add("DequantizeLinear", ["gain_q", gain, "gain_zero"], "factor")
+        net.constant("shift_q", net.rng.integers(-9000, 9000, 64).astype(np.int32))
+        net.constant("shift_scale", np.float32(1e-4))
+        net.add("DequantizeLinear", ["shift_q", "shift_scale"], "shift")
+        data = net.pair("x", step, middle, kind, planted.MICROSOFT)
+        normal = net.add("LayerNormalization", [data, "factor", "shift"], "y", axis=-1)
+        path = net.save(
+            tmp_path / f"{kind.__name__}.onnx",
+            {"x": [1, 64, 64]},
+            net.pair(normal, step, middle, kind, planted.MICROSOFT),
+        )
+        reports[kind] = checked(path)
+
+    assert [(f.code, f.node) for f in reports[np.uint8].findings] == [("CHK009", "y_layernormalization")]
+    assert gates(reports[np.uint8])["agreement"] is False
+    assert reports[np.uint16].findings == ()
+    assert reports[np.uint16].passed
+
+
 def test_an_older_chip_refuses_what_a_newer_one_takes(tmp_path):
     net = planted.Net()
     operands = [

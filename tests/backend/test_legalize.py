@@ -91,6 +91,90 @@ def test_products_with_weights_become_convolutions_where_the_compiler_hangs_on_t
     assert refused(both, find("rknn")) == []
 
 
+@pytest.mark.parametrize(("name", "opset", "target"), [("GroupNormalization", 18, "qnn-htp"), ("Gelu", 20, "rknn")])
+def test_what_the_opset_asked_for_does_not_have_is_written_out_first(name, opset, target):
+    settings, more = ("<num_groups = 2>", ", w, w") if name == "GroupNormalization" else ("", "")
+    body = f"g (float[1,4,3] x) => (float[1,4,3] y) {{ y = {name} {settings} (x{more}) }}"
+    model = model_of(body, opset=opset, weights={"w": np.ones(2, np.float32)} if more else {})
+
+    optimize(model, preset="none", target=find(target))
+
+    assert name not in operators(model)
+    assert model.opset_imports[""] == {"qnn-htp": 20, "rknn": 19}[target]
+
+
+def refusals(body, *, opset=20, **options):
+    return [
+        (found.node.op_type, found.rule) for found in refused(model_of(body, opset=opset, **options), find("qnn-htp"))
+    ]
+
+
+def test_one_rule_of_a_file_may_name_several_operators():
+    found = refusals("g (float[2] x) => (float[2] y) { a = Hardmax(x) y = Shrink(a) }")
+
+    assert [(name, rule.why) for name, rule in found] == [
+        ("Hardmax", "Operators of type Hardmax are not supported by QNN EP"),
+        ("Shrink", "Operators of type Shrink are not supported by QNN EP"),
+    ]
+
+
+@pytest.mark.parametrize(("source", "wrong"), [("x", True), ("z", False)])
+def test_a_rule_may_ask_what_the_result_meets(source, wrong):
+    body = f"""g (float[2] x, float[2] z) => (float[2] y) {{
+        h = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x) y = Mul({source}, h) }}"""
+
+    # HardSwish written out is computed wrongly; the gate of a squeeze-and-excite block is not.
+    assert [rule.wrong for _, rule in refusals(body)] == [True] * wrong
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_rule_may_ask_for_a_number_of_operands(count):
+    quantized = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
+    body = f"g (float[2] x) => (float[2] y) {{ {quantized} y = Max({', '.join(['d'] * count)}) }}"
+
+    found = refusals(body, weights={"s": np.float32(0.1), "z": np.uint8(128)})
+
+    assert [name for name, _ in found] == ["Max"] * (count > 2)
+
+
+@pytest.mark.parametrize("domain", ["", "com.microsoft."])
+def test_the_type_of_a_rule_is_that_of_activations_in_either_domain(domain):
+    q, d = f"{domain}QuantizeLinear", f"{domain}DequantizeLinear"
+    body = f"g (float[2] x) => (float[2] y) {{ q = {q}(x, s, z) d = {d}(q, s, z) y = Log(d) }}"
+    weights = {"s": np.float32(0.1), "z": np.uint16(3)}
+
+    found = refusals(body, opset=21, weights=weights, domain="com.microsoft")
+
+    assert [(name, rule.wrong) for name, rule in found] == [("Log", True)]
+
+
+def test_tensors_of_more_axes_than_the_target_has_are_named_and_moved_away_where_they_can_be():
+    split, windows = np.array([2, 2, 4, 2, 4, 6]), np.array([8, 16, 6])
+    body = """g (float[2,8,8,6] x) => (float[8,16,6] y) {
+        r = Reshape(x, split) t = Transpose <perm = [0, 1, 3, 2, 4, 5]> (r) y = Reshape(t, windows) }"""
+    model = model_of(body, weights={"split": split, "windows": windows})
+    stays = model_of("g (float[1,2,1,2,1,2] x) => (float[1,2,1,2,1,2] y) { y = Relu(x) }", opset=20)
+
+    optimize(model, preset="none", target=find("qnn-htp"))
+    result = optimize(stays, preset="none", target=find("qnn-htp"))
+
+    assert max(len(value.shape) for node in model.graph for value in node.outputs) <= 5
+    assert [said.node for said in result.diagnostics if said.code == "LEGAL001"] == ["y"]
+
+
+def test_a_tail_for_the_cpu_is_named_with_the_pass_that_cuts_it_off():
+    body = """g (float[1,6,4] boxes, float[1,1,6] s) => (int64[?,3] y) {
+        p = Sigmoid(s) y = NonMaxSuppression(boxes, p) }"""
+    model = model_of(body)
+
+    result = optimize(model, preset="none", target=find("qnn-htp"))
+    cut = optimize(model_of(body), pipeline="split-at{nodes=NonMaxSuppression}", target=find("qnn-htp"))
+
+    said = next(d for d in result.diagnostics if d.code == "LEGAL001")
+    assert "NonMaxSuppression are not supported by QNN EP" in said.message and "split-at" in str(said.hint)
+    assert "LEGAL001" not in {d.code for d in cut.diagnostics}
+
+
 def test_a_rule_may_hang_on_the_numbers_of_a_constant_input():
     def slices(step):
         numbers = {"s": [0], "e": [8], "a": [2], "k": [step]}

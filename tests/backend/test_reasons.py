@@ -1,6 +1,10 @@
 """Reading the vendors' logs and names: no toolchain is needed."""
 
-from graphopt.backend.check_qnn import QnnNode, reasons
+import pytest
+
+from graphopt.backend.check_qnn import QnnNode, _placement, reasons
+from graphopt.backend.report import NodeVerdict, Place
+from graphopt.backend.toolchain import Answer
 
 TOLD = "2026-11-22 [V:onnxruntime:, qnn_execution_provider.cc:1713 LogNodeSupport] Validation"
 WARNED = (
@@ -38,3 +42,16 @@ def test_floats_count_but_at_the_ends():
     assert QnnNode("c", "Conv2d", ("float32", "int8"), ("uint8",)).in_float
     assert not QnnNode("q", "Quantize", ("float32",), ("uint8",)).in_float
     assert not QnnNode("c", "Conv2d", ("uint8", "int8", "int32"), ("uint8",)).in_float
+
+
+@pytest.mark.parametrize("domain", ["", "com.microsoft."])
+def test_the_operator_that_is_refused_is_named_and_not_a_pair_in_front_of_it(domain):
+    nodes = [("q", "QuantizeLinear", ""), ("p", "Pad", "")]
+    verdicts = [
+        NodeVerdict("q", f"{domain}QuantizeLinear", Place.HOST, "", "the provider did not take it"),
+        NodeVerdict("p", "Pad", Place.HOST, "", "Pad mode only support constant."),
+    ]
+
+    gate = _placement(Answer({"assignment": [{"provider": "CPUExecutionProvider", "nodes": nodes}]}, ""), verdicts)
+
+    assert gate.detail == "2 of 2 nodes run on the CPU; Pad 'p': Pad mode only support constant."

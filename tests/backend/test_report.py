@@ -97,8 +97,9 @@ def test_partitions_break_where_the_place_changes():
     assert parts(found) == "3 (2 target, 1 host)"
 
 
-def test_breaks_name_the_operator_and_not_the_pairs_that_follow_it():
-    pair = NodeVerdict("q", "QuantizeLinear", Place.HOST, "", "not supported")
+@pytest.mark.parametrize("domain", ["", "com.microsoft."])
+def test_breaks_name_the_operator_and_not_the_pairs_that_follow_it(domain):
+    pair = NodeVerdict("q", f"{domain}QuantizeLinear", Place.HOST, "", "not supported")
     lonely = NodeVerdict("w", "DequantizeLinear", Place.HOST, "", "a standalone DQ")
 
     assert [node.name for node in breaks(report(OK, nodes=(pair, ERF, lonely)))] == ["e", "w"]
@@ -117,8 +118,26 @@ def test_before_and_after_counts_what_changed():
 
 
 def test_counts_and_long_lists_are_short():
-    many = [NodeVerdict(str(i), "Erf", Place.HOST, "", "no") for i in range(30)]
+    many = [NodeVerdict(str(i), "Erf", Place.HOST, "", f"no {i}") for i in range(30)]
 
     assert summary([*many, NodeVerdict("c", "Conv", Place.TARGET, "uint8")]) == "target uint8 1, host 30"
     assert len(broken(many, limit=20)) == 21
-    assert broken(many, limit=20)[-1] == "... and 10 more"
+    assert broken(many, limit=20)[-1] == "... and 10 more reasons"
+
+
+def test_nodes_that_share_a_reason_share_a_line():
+    odd = [NodeVerdict(name, "Conv", Place.HOST, "", "Cannot get shape") for name in "abcdef"]
+
+    assert broken([ERF, *odd]) == [
+        "Erf 'e': host: not supported",
+        "Conv 'a': host: Cannot get shape (and 5 more: Conv 'b', Conv 'c', Conv 'd', ...)",
+    ]
+    assert "Conv 'a' runs on the CPU: Cannot get shape (and 5 more" in before_and_after([report(BAD, nodes=tuple(odd))])
+
+
+def test_an_explanation_names_what_is_wrong_with_an_input_and_its_cure():
+    open_axis = Diagnostic(Severity.ERROR, "CHK001", "its shape is not fixed", "images", "--dim batch=1")
+
+    text = before_and_after([report(BAD, nodes=(ERF,), findings=(open_axis,))])
+
+    assert "images: its shape is not fixed\n        cure: --dim batch=1" in text

@@ -4,12 +4,14 @@ import importlib.util
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from graphopt import targets
+from graphopt import io, targets
 from graphopt.backend import check_qnn, environments
 from tests.backend import planted
+from tests.helpers import model_of
 
 needs_qnn = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_qnn") is None, reason="needs the extra: pip install 'graphopt[qnn]'"
@@ -193,6 +195,40 @@ def test_compile_without_a_compiler_is_refused_before_anything_is_done(tmp_path,
 
     assert code == 2
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_compiled_model_is_told_to_be_one(tmp_path, graphopt):
+    body = "g (float[2] x) => (float[2] y) { y = com.microsoft.EPContext <embed_mode = 0, main_context = 1> (x) }"
+    io.save(model_of(body, domain="com.microsoft"), tmp_path / "m_ctx.onnx")
+
+    for command in ("check", "explain"):
+        code, _, err = graphopt(command, tmp_path / "m_ctx.onnx", "--target", "qnn-htp")
+
+        assert (code, "compiled already" in err) == (2, True)
+
+
+def test_compile_without_the_toolchain_is_refused_before_anything_is_done(tmp_path, graphopt, monkeypatch):
+    monkeypatch.setattr(check_qnn, "QNN", replace(check_qnn.QNN, package="onnxruntime_absent"))
+    monkeypatch.setenv("GRAPHOPT_RKNN", str(tmp_path / "nowhere"))
+    path = planted.convolutions(tmp_path / "m.onnx")
+
+    for target, cure in (("qnn-htp", "graphopt[qnn]"), ("rknn", "--install rknn")):
+        code, _, err = graphopt("optimize", path, "-o", tmp_path / "out.onnx", "--target", target, "--compile")
+
+        assert (code, cure in err) == (6, True)
+        assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.npu
+@needs_qnn
+def test_a_float_network_is_compiled_with_the_optimizations_that_a_session_makes(tmp_path, graphopt):
+    source = Path(__file__).resolve().parents[2] / "models" / "fashion_cnn.onnx"
+    output = tmp_path / "out.onnx"
+
+    code, out, err = graphopt("optimize", source, "-o", output, "--preset", "none", "--target", "qnn-htp", "--compile")
+
+    assert code == 0, err
+    assert "are identical" in out
 
 
 @pytest.mark.npu

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,17 @@ def plan(kind: str, share: float, clock: Any = None, timed: Times | None = None,
     return Planner(WAYS, Goal(kind, share, 200.0, of_layers), timed).plan(clock)
 
 
+class Measure:
+    """Finds that the choices that leave ``site`` alone lose less: a share ``less`` of what others do."""
+
+    def __init__(self, site: Any, less: float = 0.5) -> None:
+        self.site, self.less, self.seen = site, less, list[list[Any]]()
+
+    def __call__(self, choices: Sequence[Any]) -> list[float]:
+        self.seen.append(list(choices))
+        return [1.0 if self.site in choice else self.less for choice in choices]
+
+
 def macs(found: Any) -> dict[Any, int]:
     return {site: candidate.macs for site, candidate in found.chosen.items()}
 
@@ -107,3 +118,35 @@ def test_a_site_that_stays_slow_is_given_up() -> None:
     found = plan("ratio", 0.8, Clock(LARGE, most=0))
     assert macs(found) == {SMALL: 20}
     assert found.slow == {LARGE: 1.1}
+
+
+SURE = Candidate("matrix", (30,), 30, 30, 0.4)
+TOLD = Candidate("matrix", (10,), 10, 10, 0.1)
+DOUBTFUL = {LARGE: [Way(SURE, 0.01)], SMALL: [Way(TOLD, 0.3)]}
+"""By what outputs lose, the large layer is to be split; by the layers' own errors, the small one."""
+
+
+def test_of_several_choices_the_one_is_taken_that_is_measured_to_lose_least() -> None:
+    goal = Goal("macs", 0.85, 200.0)
+    assert macs(Planner(DOUBTFUL, goal, None).plan(None)) == {LARGE: 30}
+    for site, other in ((LARGE, SMALL), (SMALL, LARGE)):
+        measure = Measure(site)
+        assert set(macs(Planner(DOUBTFUL, goal, None, measure).plan(None))) == {other}
+        (choices,) = measure.seen
+        assert [set(choice) for choice in choices] == [{LARGE}, {SMALL}]
+
+
+def test_what_may_be_chance_is_no_ground_for_another_choice() -> None:
+    for less, expected in ((0.8, {SMALL}), (0.95, {LARGE})):
+        assert (
+            set(macs(Planner(DOUBTFUL, Goal("macs", 0.85, 200.0), None, Measure(LARGE, less)).plan(None))) == expected
+        )
+
+
+def test_a_choice_made_again_is_made_as_the_first_was() -> None:
+    thinner = Way(Candidate("matrix", (4,), 4, 4, 0.11), 0.33)
+    measure = Measure(LARGE)
+    ways = {**DOUBTFUL, SMALL: [*DOUBTFUL[SMALL], thinner]}
+    found = Planner(ways, Goal("macs", 0.85, 200.0), None, measure).plan(Clock(SMALL, 5))
+    assert macs(found) == {SMALL: 4}
+    assert len(measure.seen) == 1

@@ -23,6 +23,7 @@ ELEMENTWISE = {
     "HardSwish(x)": 14,
     "Mish(x)": 18,
     "Softplus(x)": 14,
+    "Softsign(x)": 14,
     "Swish(x)": 24,
     "Swish <alpha = 1.702> (x)": 24,
 }
@@ -40,6 +41,14 @@ def test_writes_activations_out(node: str, name: str) -> None:
     check_equivalent(before, after, {"x": x}, rtol=1e-6 if name == "float" else 4e-3)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.4])
+def test_writes_celu_out_which_onnxruntime_has_in_single_precision_only(alpha: float) -> None:
+    before = model_of(f"g (float[n] x) => (y) {{ y = Celu <alpha = {alpha}> (x) }}")
+    after, _ = optimized(before, "decompose")
+    assert operators(after) == ({"Elu": 1} if alpha == 1 else {"Div": 1, "Elu": 1, "Mul": 1})
+    check_equivalent(before, after, {"x": np.array([-1e30, -5, -0.1, -0.0, 0, 0.1, 5, 1e30, np.nan], np.float32)})
+
+
 def test_softplus_does_not_overflow() -> None:
     before = model_of("g (float[n] x) => (y) { y = Softplus(x) }")
     after, _ = optimized(before, "decompose{ops=Softplus}")
@@ -52,13 +61,14 @@ NORMS = {
     "LayerNormalization <axis = -2> (x, g2, g2)": (17, "float"),
     "RMSNormalization(x, g)": (23, "float"),
     "GroupNormalization <num_groups = 2> (x, c, c)": (21, "float"),
+    "GroupNormalization <num_groups = 2, epsilon = 0.1> (x, groups, groups)": (18, "float"),
 }
 
 
 @pytest.mark.parametrize("node", NORMS)
 def test_writes_normalisations_out(node: str) -> None:
     opset, name = NORMS[node]
-    weights = {"g": normal(8), "b": normal(8), "g2": normal(4, 8), "c": normal(4)}
+    weights = {"g": normal(8), "b": normal(8), "g2": normal(4, 8), "c": normal(4), "groups": normal(2)}
     before = model_of(f"g ({name}[n, 4, 8] x) => (y) {{ y = {node} }}", opset=opset, weights=weights)
     after, _ = optimized(before, "decompose")
     assert not set(operators(before)) & set(operators(after))

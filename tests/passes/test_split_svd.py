@@ -161,6 +161,12 @@ def test_a_ratio_is_of_each_layer() -> None:
     assert [item["macs"][1] / item["macs"][0] <= 0.6 for item in splits] == [True] * 3
 
 
+def test_a_report_tells_how_much_of_its_time_each_split_takes() -> None:
+    _, result = split(mlp(), "ratio=0.6,align=1,speed=model")
+    splits = result.report()["notes"]["split-svd"]["splits"]
+    assert [0 < item["time"] <= 0.97 for item in splits] == [True] * 3
+
+
 def test_ranks_are_multiples_of_the_targets_vectors() -> None:
     model = model_of(
         "agraph (float[N, 256] x) => (float[N, 256] y) { y = MatMul(x, w) }", weights={"w": falling(256, 256, 0, 0.03)}

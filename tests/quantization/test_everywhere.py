@@ -206,6 +206,21 @@ def test_named_nodes_get_16_bits():
     assert constant(written.inputs[2]).dtype == np.uint16
 
 
+def test_a_normalization_with_a_bias_gets_16_bits_where_8_are_rounded_twice():
+    model, without = attention(), attention()
+    Editor(without).set_input(without.graph.node("norm"), 2, None)
+    result, _ = quantized(model)
+    quantized(without)
+
+    def kind(graph):
+        return constant(graph.node("norm").inputs[0].producer().inputs[2]).dtype
+
+    assert kind(model.graph) == np.uint16
+    assert kind(without.graph) == np.uint8
+    said = [item for item in result.diagnostics if item.code == "QDQ011"]
+    assert [item.node for item in said] == ["norm"]
+
+
 def test_16_bits_are_refused_where_the_target_has_none():
     with pytest.raises(UsageError, match="no type of 16 bits"):
         quantized(network(), "activation_bits=16", target=find("rknn"))

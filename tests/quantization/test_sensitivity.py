@@ -126,6 +126,19 @@ class TestBound:
         assert constant(zeros[0]).dtype == np.uint16
         assert sqnr(before, model) >= 30
 
+    @pytest.mark.parametrize(
+        ("most", "wide", "short"), [(0.0, [], True), (0.4, ["last"], True), (1.0, ["middle", "last"], False)]
+    )
+    def test_gives_way_to_the_most_that_may_have_16_bits(self, most: float, wide: list[str], short: bool) -> None:
+        model = chain(1000, opset=21)
+
+        result = quantized(model, f"min_sqnr=30,max_wide={most}", target=WIDE)
+
+        assert [d.node for d in result.diagnostics if d.code == "QDQ011"] == wide
+        assert ["QDQ012" in str(d.code) for d in result.diagnostics].count(True) == short
+        kinds = [constant(n.inputs[2]).dtype for n in model.graph if n.op_type == "QuantizeLinear"]
+        assert kinds.count(np.dtype("uint16")) / len(kinds) <= most
+
     def test_holds_at_each_output(self) -> None:
         body = CHAIN.replace("=> (float[1,4,8,8] y)", "=> (float[1,4,8,8] big, float[1,4,8,8] y)").replace(
             "b = Relu(a)", "b = Relu(a) big = Mul(a, million)"

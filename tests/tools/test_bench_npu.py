@@ -73,6 +73,14 @@ def test_open_dimensions_get_their_size_by_name_or_place(tmp_path):
     assert models.random_inputs(path, {}, 3)["x"].shape == (3, 3, 16, 16)
 
 
+def test_inputs_that_are_settings_become_constants(tmp_path):
+    path = planted.convolutions(tmp_path / "m.onnx", batch="N")
+
+    assert models.random_inputs(path, {}, 3, besides=["x"]) == {}
+    assert bench.fixing({"N": 1, "x.1": 2}, {"sr": 16000}) == "fix-shapes{N=1,x.1=2},fix-inputs{sr=16000}"
+    assert bench.fixing({}, {}) == ""
+
+
 def test_pairs_of_16_bits_are_counted(tmp_path):
     assert bench.wide_share(planted.product(tmp_path / "w.onnx", np.uint16)) == 1.0
     assert bench.wide_share(planted.convolutions(tmp_path / "n.onnx")) == 0.0
