@@ -9,6 +9,7 @@ import pytest
 from graphopt import targets
 from graphopt.backend import check_openvino, check_rknn
 from graphopt.backend.environments import python_of
+from graphopt.backend.job import MARGIN_DB
 from graphopt.backend.report import Place
 from graphopt.checking import check
 from tests.backend import planted
@@ -140,6 +141,26 @@ def test_an_opset_that_rknn_does_not_read_fails_the_build_in_its_own_words(tmp_p
 
     assert gates(report) == {"facts": False, "builds": False}
     assert "CHK002" in {finding.code for finding in report.findings}
+
+
+@pytest.mark.npu
+@pytest.mark.slow
+@needs_rknn
+def test_rknn_rounds_weights_anew_whose_zero_points_are_all_at_the_middle(tmp_path):
+    def near(zero):
+        net = planted.Net()
+        signs = net.rng.choice([-1, 1], (8, 3, 3, 3))
+        integers = net.constant("w_q", (61 * signs + zero).astype(np.int8))
+        grid = [net.constant("w_s", np.full(8, 0.01, np.float32)), net.constant("w_z", np.full(8, zero, np.int8))]
+        net.add("DequantizeLinear", [integers, *grid], "w", axis=0)
+        final = net.pair(net.add("Conv", [net.pair("x", 0.03, 127), "w"], "y", pads=[1] * 4), 0.1, 127)
+        report = checked(net.save(tmp_path / f"{zero}.onnx", {"x": [1, 3, 16, 16]}, final), "rknn")
+        return report.agreement[0].target_db, report.agreement[0].cpu_db
+
+    middle, beside = near(0), near(-1)
+
+    assert beside[0] > beside[1] - 0.5
+    assert middle[0] < middle[1] - MARGIN_DB
 
 
 LOG = "\n".join(
