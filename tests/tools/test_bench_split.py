@@ -28,7 +28,7 @@ def module(name: str) -> Any:
 
 
 bench = module("bench_split")
-RECORD = bench.Record(bench.CASES[0], "refit", 70.0, 69.2, 20.0, 0.8, 0.8, 10, 0.8, 1.0, 100)
+RECORD = bench.Record(bench.CASES[0], "refit", 70.0, 69.2, 20.0, 0.8, 0.8, 10, 0.9, 0.8, 1.0, 100)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,7 @@ RECORD = bench.Record(bench.CASES[0], "refit", 70.0, 69.2, 20.0, 0.8, 0.8, 10, 0
         ({"metric": 71.0}, True),
         ({"metric": None}, False),
         ({"latency": 1.01}, False),
+        ({"slowest": 1.0}, False),
         ({"latency": 1.004}, True),
         ({"case": bench.CASES[3], "latency": 0.65, "sqnr": 22.0}, True),
         ({"case": bench.CASES[3], "latency": 0.66, "sqnr": 22.0}, False),
