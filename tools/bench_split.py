@@ -170,7 +170,7 @@ def run(before: Path, after: Path, pipeline: str, data: Path | None) -> Run:
     seconds = time.perf_counter() - started
     split = sum(record.changes.get("layers", 0) for record in result.run.records)
     splits = result.report()["notes"].get("split-svd", {}).get("splits", [])
-    slowest = max((item["time"] for item in splits), default=0.0)
+    slowest = max((item["time"] for item in splits if item["time"] is not None), default=0.0)
     return Run(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, split, slowest)
 
 
