@@ -6,9 +6,10 @@ short of it. So a few choices are made, and each network that comes of them is m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from graphopt.ir import Model
+from graphopt.lowrank.apply import Chosen
 from graphopt.lowrank.forms import Candidate, Split, Splitter
 from graphopt.lowrank.losses import Losses
 from graphopt.lowrank.sites import Site
@@ -16,10 +17,8 @@ from graphopt.lowrank.ways import PART, collect, samples_for, split_copy, waves
 from graphopt.pruning.effects import Runs
 from graphopt.pruning.relay import Relay
 
-Choice = Mapping[Site, Candidate]
 
-
-def measured(model: Model, choices: Sequence[Choice], runner: Runs) -> list[float]:
+def measured(model: Model, choices: Sequence[Chosen], runner: Runs) -> list[float]:
     """Return what the outputs lose by each choice, as a share of their variance.
 
     Factors are fitted to one part of the data and losses measured on another. Raises GraphOptError.
@@ -34,7 +33,8 @@ def measured(model: Model, choices: Sequence[Choice], runner: Runs) -> list[floa
         return [losses.of(split_copy(model, copy)) for copy in copies]
 
 
-def _splits(model: Model, choices: Sequence[Choice], fitting: Runs) -> dict[tuple[Site, Candidate], Split]:
+def _splits(model: Model, choices: Sequence[Chosen], fitting: Runs) -> dict[tuple[Site, Candidate], Split]:
+    # Gram matrices are collected again: those of all layers, or all candidates' factors, would not fit in memory.
     wanted = dict.fromkeys(pair for choice in choices for pair in choice.items())
     found: dict[tuple[Site, Candidate], Split] = {}
     for wave in waves(list(dict.fromkeys(site for site, _ in wanted))):
