@@ -6,7 +6,7 @@ The toolkit needs an environment of its own, for its pins conflict: ``graphopt t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,15 @@ _TYPES |= {"INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 _ENDS = frozenset({"InputOperator", "OutputOperator"})
 _MOVED = frozenset({"Reshape", "exDataConvert", "Transpose", "Identity"})
 """Layers that rearrange what the model's ends hold: they need no multiplications, and the CPU does them on the way."""
+_FUSIONS = {
+    "fuse_matmul_softmax_matmul_to_sdpa": {"MatMul", "Softmax"},
+    "fuse_exmatmul_add_mul_exsoftmax13_exmatmul_to_sdpa": {"MatMul", "Softmax"},
+    "fuse_concat_conv": {"Concat", "Conv"},
+}
+"""Fusions of the toolkit that are of no use with pairs, and the operators they are made of.
+
+The layer of attention that the first two make ends the compiler with SIGSEGV, the convolutions of the third are in float.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +69,7 @@ def check(job: Job) -> CheckReport:
     """
     outcome = Outcome()
     names, sources, destinations = job.save_inputs()
-    request = request_of(job.path, job.target.options)
+    request = request_of(job)
     request.update(names=names, inputs=sources, outputs=destinations)
     tool = toolchain()
     answer = ask(tool, request, job.folder, time_limit=job.time_limit)
@@ -69,7 +78,7 @@ def check(job: Job) -> CheckReport:
     if stage not in ("", "run"):
         outcome.gates.append(Gate("builds", False, f"{stage}: {_cause(answer)}"))
         return job.report(tool.title, outcome)
-    outcome.gates.append(Gate("builds", True, f"in {answer.values['seconds']['build']:.1f} s"))
+    outcome.gates.append(Gate("builds", True, f"in {answer.values['seconds']['build']:.1f} s{_settings(request)}"))
     layers = list(table(answer.log))
     outcome.nodes = _verdicts(job, layers)
     outcome.cost = cost(layers)
@@ -83,16 +92,28 @@ def check(job: Job) -> CheckReport:
     return job.report(tool.title, outcome)
 
 
-def request_of(model: Path, options: Mapping[str, str], *, export: Path | None = None) -> dict[str, Any]:
-    """Return what the worker is asked; ``options`` are those of the target."""
+def request_of(job: Job, *, export: Path | None = None) -> dict[str, Any]:
+    """Return what the worker is asked about the job's model."""
     return {
-        "model": str(model),
-        "platform": options["platform"],
+        "model": str(job.path),
+        "platform": job.target.options["platform"],
+        "disable_rules": _useless(job),
         "export": "" if export is None else str(export),
         "names": [],
         "inputs": [],
         "outputs": [],
     }
+
+
+def _useless(job: Job) -> list[str]:
+    operators = {node.op_type for node in job.model.graph}
+    return [rule for rule, needed in _FUSIONS.items() if job.quantized and needed <= operators]
+
+
+def _settings(request: dict[str, Any]) -> str:
+    """Say what a user has to give the toolkit to build the model as it was built here."""
+    rules = request["disable_rules"]
+    return f", by rknn.config(disable_rules={rules})" if rules else ""
 
 
 def table(log: str) -> Iterator[Layer]:

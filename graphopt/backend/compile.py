@@ -89,7 +89,7 @@ def _outputs(job: Job, model: Path) -> list[Arrays]:
 
 def _rknn_model(job: Job, folder: Path, stem: str) -> Compiled:
     path = folder / f"{stem}.rknn"
-    request = check_rknn.request_of(job.path, job.target.options, export=path)
+    request = check_rknn.request_of(job, export=path)
     answer = ask(check_rknn.toolchain(), request, job.folder, time_limit=job.time_limit)
     if answer.values["error"] or not path.is_file():
         raise TargetError(

@@ -1,9 +1,10 @@
 """Worker: builds a model with rknn-toolkit2, exports it, and runs it on the simulator.
 
 A script of its own, run in the environment of the toolkit: it imports nothing of graphopt. The request holds ``model``,
-``platform``, ``export`` (where to write the .rknn file, or ""), ``names`` of the inputs, ``inputs`` (files that hold an
-array for each, one file a batch) and ``outputs`` (where to write what comes out). The answer holds ``versions``,
-``error``, ``stage`` (what failed) and ``seconds``. The table of layers is in what the toolkit prints.
+``platform``, ``disable_rules`` (fusions that are not to be made), ``export`` (where to write the .rknn file, or ""),
+``names`` of the inputs, ``inputs`` (files that hold an array for each, one file a batch) and ``outputs`` (where to write
+what comes out). The answer holds ``versions``, ``error``, ``stage`` (what failed) and ``seconds``. The table of layers
+is in what the toolkit prints.
 """
 
 import importlib
@@ -41,7 +42,7 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
     try:
         builder = toolkit(verbose=True)
         answer["stage"] = "load"
-        builder.config(target_platform=request["platform"])
+        builder.config(target_platform=request["platform"], disable_rules=request["disable_rules"])
         if builder.load_onnx(model=request["model"]) != 0:
             return {**answer, "error": "load_onnx failed"}
         answer["stage"] = "build"
