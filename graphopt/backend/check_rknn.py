@@ -33,7 +33,7 @@ _FUSIONS = {
 }
 """Fusions of the toolkit that are of no use with pairs, and the operators they are made of.
 
-The layer of attention that the first two make ends the compiler with SIGSEGV, the convolutions of the third are in float.
+The layer of attention that the first two make ends the compiler with SIGSEGV, convolutions of the third are in float.
 """
 
 
