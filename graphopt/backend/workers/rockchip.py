@@ -3,8 +3,8 @@
 A script of its own, run in the environment of the toolkit: it imports nothing of graphopt. The request holds ``model``,
 ``platform``, ``disable_rules`` (fusions that are not to be made), ``export`` (where to write the .rknn file, or ""),
 ``names`` of the inputs, ``inputs`` (files that hold an array for each, one file a batch) and ``outputs`` (where to
-write what comes out). The answer holds ``versions``, ``error``, ``stage`` (what failed) and ``seconds``. The table of layers
-is in what the toolkit prints.
+write what comes out). The answer holds ``versions``, ``error``, ``stage`` (what failed) and ``seconds``. The table of
+layers is in what the toolkit prints.
 """
 
 import importlib
