@@ -130,14 +130,15 @@ def grid_for_range(
     qmin, qmax = LIMITS[dtype]
     middle = (qmin + qmax + 1) // 2
     ideal = np.maximum(-bottom, top) / (qmax - middle) if symmetric else (top - bottom) / (qmax - qmin)
-    scale = _stored(ideal, power_of_two=power_of_two)
+    scale = stored(ideal, power_of_two=power_of_two)
     zero_point = np.full(scale.shape, middle, np.int64)
     if not symmetric:
         zero_point = np.clip(np.rint(qmin - bottom / scale), qmin, qmax).astype(np.int64)
     return Grid(scale, zero_point, dtype, axis, block)
 
 
-def _stored(scale: npt.NDArray[np.float64], *, power_of_two: bool) -> FloatArray:
+def stored(scale: npt.NDArray[np.float64], *, power_of_two: bool) -> FloatArray:
+    """Return scales as models hold them: float32, 1 in place of 0, rounded up to powers of two on request."""
     scale = np.where(scale > 0.0, np.maximum(scale, SMALLEST_SCALE), 1.0)
     if power_of_two:
         scale = np.exp2(np.ceil(np.log2(scale)))

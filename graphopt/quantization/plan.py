@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.statistics import Gram, Histogram, Moving, Request, Statistics
 from graphopt.ir import Value, constant
-from graphopt.quantization.grid import Grid, grid_for_range, weight_grid
+from graphopt.quantization.grid import Grid, grid_for_range, stored, weight_grid
 from graphopt.quantization.insert import Layer, is_symmetric
 from graphopt.quantization.layers import LayerMatrix
 from graphopt.quantization.pairs import pair_columns
@@ -27,6 +27,8 @@ _SWEEPS, _FEW_LEVELS = 2, 64
 """Sweeps take most of the rounding's time. With 8 bits they gain nothing: what is left is far below other errors."""
 _LARGEST_BIAS = 2.0**30
 """A bias is kept below this many steps of its int32 grid; a channel of tiny weights gets a coarser grid for that."""
+_BLANK_BIAS = 2.0**23
+"""As many steps has the bias of a channel whose weights are all zero, so that they might be on any grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +133,7 @@ def quantized_layer(layer: LayerMatrix, gram: Gram | None, input_scale: float, c
         clamp=by_gram,
     )
     if bias is not None:
-        floor = np.abs(bias) / (input_scale * _LARGEST_BIAS)
-        least = floor if choices.per_channel else floor.max(initial=0.0)
-        grid = replace(grid, scale=np.maximum(grid.scale, np.asarray(least, np.float32)))
+        grid = _fit_for(np.abs(bias) / input_scale, layer, grid, power_of_two=choices.power_of_two)
     if grid.axis is not None and grid.scale.size and not np.ptp(grid.scale) and not np.ptp(grid.zero_point):
         # Averages have the same weights in all channels, and a table of equal scales would be read for nothing.
         grid = Grid(grid.scale[0], grid.zero_point[0], grid.dtype)
@@ -153,6 +153,20 @@ def quantized_layer(layer: LayerMatrix, gram: Gram | None, input_scale: float, c
         bias = corrected_bias(rows, rounded, gram.mean, bias).astype(np.float64)
     error, power = output_error(rows, rounded, second), output_error(rows, np.zeros_like(rows), second)
     return Layer(layer.node, grid, layer.shaped(integers), bias, error, power)
+
+
+def _fit_for(bias: NDArray[np.float64], layer: LayerMatrix, grid: Grid, *, power_of_two: bool) -> Grid:
+    """Return the weights' grid with scales that a ``bias`` [O], in steps of the input, can be rounded by."""
+    filled = layer.rows(layer.array).any(axis=1)
+    if grid.axis is None:
+        bias, filled = bias.max(initial=0.0), filled.any()
+    scale = grid.scale.astype(np.float64)
+    if not filled.all():
+        # The scale 1 of an empty range would round the bias to steps of the input, and the HTP errs by its multiplier.
+        finest = scale[filled].min(initial=np.inf)
+        blank = np.maximum(bias / _BLANK_BIAS, finest if np.isfinite(finest) else 0.0)
+        scale = np.where(filled, scale, np.where(blank > 0, blank, scale))
+    return replace(grid, scale=stored(np.maximum(scale, bias / _LARGEST_BIAS), power_of_two=power_of_two))
 
 
 def _of_rows(grid: Grid, rows: int) -> Grid:
