@@ -117,8 +117,9 @@ def measure(model: NpuModel, target: Target, variant: str, folder: Path, given: 
             record.seconds = time.perf_counter() - started
         record.wide_share = wide_share(made)
         data = folder / "samples.npz"
-        np.savez(data, **samples_of(model, fixed, given["samples"]))  # pyright: ignore[reportArgumentType]
-        numbers = Numbers(reference=fixed, data=data, samples=given["samples"])
+        count = max(given["samples"], model.least)
+        np.savez(data, **samples_of(model, fixed, count))  # pyright: ignore[reportArgumentType]
+        numbers = Numbers(reference=fixed, data=data, samples=count)
         report = check(made, target=target, numbers=numbers, time_limit=given["time_limit"])
         take(record, report)
         if target.toolchain == "qnn":
@@ -155,9 +156,11 @@ def make(variant: str, model: NpuModel, target: Target, source: Path, output: Pa
 
 
 def samples_of(model: NpuModel, fixed: Path, count: int) -> dict[str, Any]:
-    """Return inputs that the model was not calibrated on: of its test set, else random ones."""
+    """Return inputs that the model was not calibrated on: of its test set, made for it, else random ones."""
     if model.score is not None:
         return rows_of(model.score, fixed, count)
+    if model.samples is not None:
+        return model.samples(count)
     return random_inputs(fixed, {}, count, seed=1)
 
 

@@ -12,7 +12,18 @@ from typing import Any
 import click
 import numpy as np
 import onnx
-from bench_quantize_data import SHARED, Arrays, Runnable, all_tasks, cache_folder, module_of
+from bench_quantize_data import (
+    CALIBRATION_SEED,
+    SHARED,
+    TEST_SEED,
+    Arrays,
+    Runnable,
+    all_tasks,
+    cache_folder,
+    line_texts,
+    module_of,
+    render,
+)
 from numpy.typing import NDArray
 
 from graphopt import zoo
@@ -20,7 +31,13 @@ from graphopt import zoo
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vit_b_16", "deeplab_mnv3")
 TRANSFORMERS = frozenset({"minilm_l6_v2", "fashion_transformer", "vit_b_16"})
+PAGE = 480
+"""Rows and columns of a page for PP-OCR's detector."""
 _RANDOM_SAMPLES = 8
+_PAGES = 16
+_LINES_OF_PAGE = 8
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
+_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
 
 Score = Callable[[Runnable, "int | None"], float]
 
@@ -31,8 +48,8 @@ class NpuModel:
 
     ``dims`` are the sizes of its open dimensions besides the batch, which is 1; ``calibration`` writes inputs, samples
     along the first axis, to a .npz file; ``score`` runs a session over the first inputs of its test set and returns the
-    share that is right. ``settings`` are inputs that become constants. ``convolutional`` tells whether it is one for
-    RKNN.
+    share that is right. ``samples`` makes so many other inputs for a network without ``score``, whose own are random
+    else. ``settings`` are inputs that become constants. ``least`` is how many inputs it takes to compare outputs.
     """
 
     name: str
@@ -41,6 +58,8 @@ class NpuModel:
     dims: Mapping[str, int] = field(default_factory=dict)
     score: Score | None = None
     settings: Mapping[str, int] = field(default_factory=dict)
+    samples: Callable[[int], Arrays] | None = None
+    least: int = 1
 
     @property
     def convolutional(self) -> bool:
@@ -59,7 +78,13 @@ def npu_models() -> list[NpuModel]:
             models.append(NpuModel(name, task.model, task.calibration, dims, task.score))
     lines = tasks["ppocrv4_rec"]
     models += [
-        _random("ppocrv4_det", partial(zoo.fetch, "ppocrv4_det"), {"x": (3, 480, 480)}),
+        NpuModel(
+            "ppocrv4_det",
+            partial(zoo.fetch, "ppocrv4_det"),
+            lambda: _stored("ppocrv4_det-pages", lambda: pages(CALIBRATION_SEED, _PAGES)),
+            {"x.2": PAGE, "x.3": PAGE},
+            samples=partial(pages, TEST_SEED),
+        ),
         NpuModel("ppocrv4_rec", lines.model, lines.calibration, {"x.3": 320, "x.2": 48}),
         _random("ddddocr_det", partial(zoo.fetch, "ddddocr_det"), {"images": (3, 416, 416)}),
         # Its output is a single number, of whose range a few inputs say little.
@@ -69,6 +94,7 @@ def npu_models() -> list[NpuModel]:
             {"input": (576,)},
             {"sr": 16000},
             256,
+            64,
         ),
     ]
     if not (SHARED / "arch" / "materialize.py").is_file():
@@ -118,6 +144,7 @@ def _random(
     shapes: Mapping[str, tuple[int, ...]],
     settings: Mapping[str, int] | None = None,
     samples: int = _RANDOM_SAMPLES,
+    least: int = 1,
 ) -> NpuModel:
     """Return a network that has no data here: its inputs are random, and there are ``samples`` to calibrate it."""
     dims = {f"{value}.{axis}": size for value, shape in shapes.items() for axis, size in enumerate(shape, start=1)}
@@ -125,7 +152,22 @@ def _random(
     def calibration() -> Path:
         return _stored(name, lambda: random_inputs(path(), dims, samples, besides=settings or {}))
 
-    return NpuModel(name, path, calibration, dims, settings=settings or {})
+    return NpuModel(name, path, calibration, dims, settings=settings or {}, least=least)
+
+
+def pages(seed: int, count: int) -> Arrays:
+    """Return pages of text lines: float32[count,3,480,480], normalized as PP-OCR's detector wants them."""
+    rng = np.random.default_rng(seed)
+    texts = iter(line_texts(seed, _LINES_OF_PAGE * count))
+    found = np.empty((count, 3, PAGE, PAGE), np.float32)
+    for page in found:
+        page[:] = rng.integers(170, 256, (3, 1, 1)) / 255
+        for row in range(_LINES_OF_PAGE):
+            line = render(next(texts), rng)
+            line = line[:, :, line.any(axis=(0, 1))] / 2 + 0.5
+            top, left = row * PAGE // _LINES_OF_PAGE + int(rng.integers(0, 10)), rng.integers(0, PAGE - line.shape[2])
+            page[:, top : top + line.shape[1], left : left + line.shape[2]] = line
+    return {"x": (found - _MEAN) / _DEVIATION}
 
 
 def random_inputs(
