@@ -201,9 +201,9 @@ def _stored(name: str, make: Callable[[], Arrays]) -> Path:
     path = cache_folder().with_name("bench-npu") / f"{name}-calibration-v2.npz"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.npz")
-        np.savez(part, **make())  # pyright: ignore[reportArgumentType]
-        part.replace(path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as part:
+            np.savez(part, **make())  # pyright: ignore[reportArgumentType]
+        Path(part.name).replace(path)
     return path
 
 

@@ -94,7 +94,7 @@ class Target:
     ``toolchain`` names what checks a model for it (``qnn``, ``openvino``, ``rknn``, ``ort``), empty where nothing can.
     ``options`` are the settings of the hardware, such as the chip, with their values; ``choices`` the values known of
     each and what they stand for. ``opset`` is the oldest that has all operators it takes, ``max_opset`` the newest that
-    it reads, each 0 for any; ``split_pools`` the largest side of images that are averaged faster in two steps, 0 for
+    it reads, each 0 for any; ``split_pools`` the largest side of images that are averaged faster in small steps, 0 for
     none; ``static_shapes`` tells that all shapes have to be known; ``max_rank`` is how many axes a tensor may have, 0
     for any; ``rules`` what it does not take, or computes wrongly.
     """
