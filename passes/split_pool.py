@@ -11,8 +11,8 @@ After, each weight being 1/7::
 
 Of all ways to come to one mean, by kernels of fewer than eight rows and columns, it is the one that takes least: a step
 takes as long as its products, where less than eight results count as eight, or as moving what it reads and writes.
-Nothing is done where the compiler's own way, kernels of seven rows and columns, takes no more. Without ``largest`` nothing is
-done unless the target's facts (``split_pools``) say up to which size that pays.
+Nothing is done where the compiler's own way, kernels of seven rows and columns, takes no more. Without ``largest``
+nothing is done unless the target's facts (``split_pools``) say up to which size that pays.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _best(size: Sides) -> Way | None:
     if size == (1, 1):
         return 0.0, ()
     ways = []
-    for sides in product(*map(_divisors, size)):
+    for sides in product(_divisors(size[0]), _divisors(size[1])):
         left = size[0] // sides[0], size[1] // sides[1]
         rest = _best(left) if sides != (1, 1) else None
         if rest is not None:

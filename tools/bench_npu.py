@@ -70,6 +70,7 @@ class NpuRecord:
 @click.option("--samples", type=int, default=16, show_default=True, help="Inputs that outputs are compared on.")
 @click.option("--limit", type=int, default=200, show_default=True, help="Test inputs scored on the simulator, 0 none.")
 @click.option("--time-limit", type=float, default=3600.0, show_default=True, help="Seconds for one run of a toolchain.")
+@click.option("--pipeline", help="What makes graphopt's variant.  [default: the preset int8]")
 @click.option("--keep", type=click.Path(path_type=Path), help="A folder of models: those in it are not made anew.")
 @click.option("--records", type=click.Path(path_type=Path), help="A file of records: read first, and added to.")
 def npu(names: tuple[str, ...], chosen: tuple[str, ...], variants: tuple[str, ...], **given: Any) -> None:
@@ -113,7 +114,7 @@ def measure(model: NpuModel, target: Target, variant: str, folder: Path, given: 
         graphopt.optimize(source, output=fixed, pipeline=fixing(dims, model.settings))
         made = (given["keep"] or folder) / f"{model.name}-{target.name}-{variant}.onnx"
         if not made.is_file():
-            make(variant, model, target, fixed, made)
+            make(variant, model, target, fixed, made, given["pipeline"])
             record.seconds = time.perf_counter() - started
         record.wide_share = wide_share(made)
         data = folder / "samples.npz"
@@ -146,12 +147,15 @@ def fixing(dims: Mapping[str, int], settings: Mapping[str, int]) -> str:
     )
 
 
-def make(variant: str, model: NpuModel, target: Target, source: Path, output: Path) -> None:
+def make(
+    variant: str, model: NpuModel, target: Target, source: Path, output: Path, pipeline: str | None = None
+) -> None:
     """Write ``source`` as ``variant`` for ``target``. Raises GraphOptError, ValueError where the helper fails."""
     if variant == PLAIN:
         plain_qdq(source, model.calibration(), output)
         return
-    spec = parse("lift-constants,fold-constants") if variant == FLOAT else load_preset("int8")
+    ours = load_preset("int8") if pipeline is None else parse(pipeline)
+    spec = parse("lift-constants,fold-constants") if variant == FLOAT else ours
     graphopt.optimize(source, output=output, pipeline=spec, target=target, data=model.calibration())
 
 
