@@ -75,6 +75,8 @@ class NpuRecord:
 @click.option("--records", type=click.Path(path_type=Path), help="A file of records: read first, and added to.")
 def npu(names: tuple[str, ...], chosen: tuple[str, ...], variants: tuple[str, ...], **given: Any) -> None:
     """Check every network on the NPUs' own toolchains, next to plain Q/DQ and float16."""
+    if given["keep"] is not None:
+        given["keep"].mkdir(parents=True, exist_ok=True)
     wanted = [targets.find(name) for name in names or ("qnn-htp", "rknn", "openvino-cpu")]
     models = [model for model in npu_models() if not chosen or model.name in chosen]
     records = _read(given["records"])

@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphopt import targets
+from graphopt import optimize, targets
 from graphopt.backend import check_openvino, check_rknn
 from graphopt.backend.environments import python_of
 from graphopt.backend.job import MARGIN_DB
 from graphopt.backend.report import Place
 from graphopt.checking import check
 from tests.backend import planted
+from tests.helpers import model_of
 
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="needs the extra: pip install 'graphopt[openvino]'"
@@ -128,6 +129,82 @@ def test_rknn_leaves_erf_to_the_cpu_and_what_has_no_pair_in_float(tmp_path):
     assert [node.op for node in on_cpu.nodes if node.place is Place.HOST] == ["Erf"]
     assert gates(in_float)["integers"] is False
     assert "float16" in {node.dtype for node in in_float.nodes}
+
+
+def quantized_for_rknn(body, weights, folder):
+    optimize(
+        model_of(body, weights=weights),
+        output=folder / "m.onnx",
+        pipeline="insert-qdq",
+        target=targets.find("rknn"),
+        data="random",
+    )
+    return checked(folder / "m.onnx", "rknn")
+
+
+ATTENTION = """
+g (float[1,3,1,16] x) => (float[1,8,16,4] y) {
+   c = Conv<pads=[1,1,1,1]>(x, w)
+   q, k, v = Split<axis=1>(c, sizes)
+   qh = Reshape(q, heads)
+   kh = Reshape(k, heads)
+   vh = Reshape(v, heads)
+   qt = Transpose<perm=[0,1,3,2]>(qh)
+   vt = Transpose<perm=[0,1,3,2]>(vh)
+   scores = MatMul(qt, kh)
+   p = Softmax<axis=-1>(scores)
+   y = MatMul(p, vt)
+}
+"""
+JOINED = """
+g (float[1,8,8,8] x) => (float[1,8,8,8] y) {
+   a = Conv(x, w)
+   r = Relu(a)
+   b = Concat<axis=1>(r, x)
+   d = Conv(b, u)
+   y = Mul(s, d)
+}
+"""
+
+
+@pytest.mark.npu
+@pytest.mark.slow
+@needs_rknn
+@pytest.mark.parametrize(
+    ("body", "shapes"),
+    [
+        pytest.param(ATTENTION, {"w": (96, 3, 3, 3)}, id="attention"),
+        pytest.param(JOINED, {"w": (8, 8, 1, 1), "u": (8, 16, 1, 1), "s": (1,)}, id="a convolution of joined channels"),
+    ],
+)
+def test_rknn_makes_no_fusions_that_crash_or_leave_integers(tmp_path, body, shapes):
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    if body is ATTENTION:
+        weights |= {"sizes": np.array([32, 32, 32]), "heads": np.array([1, 8, 4, 16])}
+
+    report = quantized_for_rknn(body, weights, tmp_path)
+
+    found = gates(report)
+    assert (found["builds"], found["placement"], found["integers"]) == (True, True, True)
+
+
+@pytest.mark.npu
+@pytest.mark.slow
+@needs_rknn
+def test_rknn_computes_a_layer_normalization_in_integers(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"w": (16, 3, 1, 1), "v": (16, 16, 1, 1), "g": (16,), "b": (16,)}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    body = """g (float[1,3,14,14] x) => (float[1,16,14,14] y) {
+        c = Conv(x, w)
+        t = Transpose<perm=[0,2,3,1]>(c)
+        l = LayerNormalization<axis=-1, epsilon=1e-5>(t, g, b)
+        n = Transpose<perm=[0,3,1,2]>(l)
+        y = Conv(n, v)
+    }"""
+
+    assert quantized_for_rknn(body, weights, tmp_path).passed
 
 
 @pytest.mark.npu
