@@ -89,7 +89,7 @@ class InsertQdq(Pass):
     max_loss: float = option(
         -1.0, "give floats or 16 bits to what it takes for the metric to fall by no more, -1 for any", ge=-1
     )
-    max_wide: float = option(1.0, "give 16 bits to no larger part of the pairs, whatever the bound", ge=0, le=1)
+    max_wide: float = option(1.0, "give 16 bits to no larger part of pairs, below 1 no floats on NPUs", ge=0, le=1)
     sensitivity: int = option(0, "tell in the report what each layer costs, measured on so many samples", ge=0)
 
     def run(self, model: Model, ctx: PassContext) -> Changes:
@@ -233,12 +233,8 @@ def _within(bound: Bound, ctx: PassContext, facts: Quantization, plan: Plan) -> 
         ctx.missed("QDQ011", node, f"computes with 16 bits: {found.why_wide()}")
     if found.short:
         share = found.plan.types(facts).wide_share(found.plan.placement, facts)
-        ctx.warn(
-            "QDQ012",
-            None,
-            f"the bound does not hold: {found.after} with {share:.0%} of the pairs in 16 bits",
-            hint="max_wide=1 spends as many as it takes",
-        )
+        text = f"the bound does not hold: {found.after} with {share:.0%} of the pairs in 16 bits, and nothing in float"
+        ctx.warn("QDQ012", None, text, hint="max_wide=1 spends as many as it takes, or floats where there are none")
     ctx.notes.setdefault("insert-qdq", {})["mixed"] = found.to_json()
     return found.plan
 

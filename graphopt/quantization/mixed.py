@@ -3,7 +3,7 @@
 Where the target has a type of 16 bits for activations, nodes get that, otherwise they are put back to float. The noise
 of every source is measured once; that of several adds up. So a set of nodes is chosen on paper, by the noise that each
 of them saves for its multiply-accumulates, written into a copy of the model and checked there. Where the bound does not
-hold yet, the choice goes on from what the check found, as long as there may be more nodes with 16 bits.
+hold yet, the choice goes on from what the check found, as long as there may be more nodes with 16 bits, or in float.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ _STEP = 0.5
 class Bound:
     """What has to hold: each output's SQNR is at least ``min_sqnr`` dB, the metric at most ``max_loss`` lower.
 
-    It gives way to ``max_wide``, the part of the Q/DQ pairs that may have 16 bits.
+    It gives way to ``max_wide``, the part of the Q/DQ pairs that may have 16 bits. With less than all of them, nothing
+    is put back to float on targets that want pairs on every edge: a float among integers is what they are slow at.
     """
 
     min_sqnr: float = 0.0
@@ -77,7 +78,7 @@ class Mixed:
     """A plan that meets a bound: the nodes put back to float for it, or to 16 bits.
 
     ``before`` is the check of the plan that it started from, ``after`` that of this one; ``sensitivity`` is None when
-    there was nothing to do. ``short`` tells that the bound is not met, for it would take too many nodes of 16 bits.
+    there was nothing to do. ``short`` tells that the bound is not met, for it would take too many 16 bits, or floats.
     """
 
     plan: Plan
@@ -183,6 +184,8 @@ def mixed(model: Model, facts: Quantization, plan: Plan, bound: Bound, runs: Run
     before = after = search.check(plan)
     if after.meets(bound):
         return Mixed(plan, (), (), before, after)
+    if facts.every_edge and not search.widens and bound.max_wide < 1:
+        return Mixed(plan, (), (), before, after, short=True)
     found = measure(model, facts, plan, runs, limit=_SAMPLES)
     sources, costs = _movable(search, found)
     current, short = plan, False

@@ -139,6 +139,15 @@ class TestBound:
         kinds = [constant(n.inputs[2]).dtype for n in model.graph if n.op_type == "QuantizeLinear"]
         assert kinds.count(np.dtype("uint16")) / len(kinds) <= most
 
+    @pytest.mark.parametrize(("most", "floats"), [(0.3, 0), (1.0, 2)])
+    def test_gives_way_to_integers_on_an_npu_without_16_bits(self, most: float, floats: int) -> None:
+        model = chain(1000)
+
+        result = quantized(model, f"min_sqnr=30,max_wide={most}", target=find("rknn"))
+
+        assert len(kept(result)) == floats
+        assert ["QDQ012" in str(d.code) for d in result.diagnostics].count(True) == (floats == 0)
+
     def test_holds_at_each_output(self) -> None:
         body = CHAIN.replace("=> (float[1,4,8,8] y)", "=> (float[1,4,8,8] big, float[1,4,8,8] y)").replace(
             "b = Relu(a)", "b = Relu(a) big = Mul(a, million)"
