@@ -95,7 +95,8 @@ class Target:
     ``options`` are the settings of the hardware, such as the chip, with their values; ``choices`` the values known of
     each and what they stand for. ``opset`` is the oldest that has all operators it takes, ``max_opset`` the newest that
     it reads, each 0 for any; ``split_pools`` the largest side of images that are averaged faster in small steps, 0 for
-    none; ``static_shapes`` tells that all shapes have to be known; ``max_rank`` is how many axes a tensor may have, 0
+    none; ``packed_inputs`` how many input channels a convolution takes in the time of one, 0 where fewer take less;
+    ``static_shapes`` tells that all shapes have to be known; ``max_rank`` is how many axes a tensor may have, 0
     for any; ``rules`` what it does not take, or computes wrongly.
     """
 
@@ -113,6 +114,7 @@ class Target:
     opset: int = 0
     max_opset: int = 0
     split_pools: int = 0
+    packed_inputs: int = 0
     static_shapes: bool = False
     max_rank: int = 0
     rules: tuple[Rule, ...] = ()
