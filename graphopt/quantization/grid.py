@@ -155,6 +155,7 @@ def weight_grid(
     power_of_two: bool = False,
     pair_limit: int = 0,
     reduction: tuple[int, ...] | None = None,
+    by_pixel: bool = False,
     method: Literal["maxabs", "mse"] = "maxabs",
     importance: npt.ArrayLike | None = None,
     clamp: bool = False,
@@ -163,9 +164,9 @@ def weight_grid(
 
     ``maxabs`` covers all weights; ``mse`` clips those that make the squared error least, each weighted by
     ``importance`` (of a shape that broadcasts to that of ``w``; E[x²] of the input it multiplies is a good one).
-    ``pair_limit`` above zero bounds the sum of neighbours along ``reduction`` (see :func:`pairs.pair_columns`) after
-    rounding to nearest. With ``clamp`` a finer grid may be chosen whose nearest integers need
-    :func:`pairs.clamp_pairs`. Raises ModelError for weights that are not finite.
+    ``pair_limit`` above zero bounds the sum of neighbours along ``reduction``, ``by_pixel`` or not (see
+    :func:`pairs.pair_columns`), after rounding to nearest. With ``clamp`` a finer grid may be chosen whose nearest
+    integers need :func:`pairs.clamp_pairs`. Raises ModelError for weights that are not finite.
     """
     if pair_limit and (block is not None or not symmetric):
         raise ValueError("pairs are bounded on symmetric grids without blocks only")
@@ -179,7 +180,7 @@ def weight_grid(
         dtype,
         symmetric,
         power_of_two,
-        pair_columns(values.shape, axis, reduction) if pair_limit else None,
+        pair_columns(values.shape, axis, reduction, by_pixel=by_pixel) if pair_limit else None,
         pair_limit,
         clamp,
     )

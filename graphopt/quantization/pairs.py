@@ -16,19 +16,22 @@ Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 
-def pair_columns(shape: tuple[int, ...], axis: int | None = 0, reduction: tuple[int, ...] | None = None) -> IntArray:
+def pair_columns(
+    shape: tuple[int, ...], axis: int | None = 0, reduction: tuple[int, ...] | None = None, *, by_pixel: bool = False
+) -> IntArray:
     """Return the neighbours [P, 2] along the reduction of weights of ``shape``, as columns of ``w`` seen as [O, K].
 
     That is ``w`` with ``axis`` first, flattened behind it; all of it is one row with ``axis`` None. ``reduction`` names
     the axes that the kernel sums over, the slowest first; by default those of a convolution with ``axis`` the output
     channels (spatial axes, then input channels), or the axis that is not ``axis`` of a matrix (the first, if None).
+    With ``by_pixel`` the kernel sums over the last of them at a time: of an odd number, the last has no neighbour.
     """
     order = reduction if reduction is not None else _usual_reduction(len(shape), axis)
     kept = [i for i in range(len(shape)) if axis is None or i != axis % len(shape)]
     columns = np.arange(math.prod(shape[i] for i in kept)).reshape([shape[i] for i in kept])
     summed = [kept.index(i % len(shape)) for i in order]
     outer = [i for i in range(len(kept)) if i not in summed]
-    length = math.prod(columns.shape[i] for i in summed)
+    length = columns.shape[summed[-1]] if by_pixel else math.prod(columns.shape[i] for i in summed)
     rows = columns.transpose(outer + summed).reshape(-1, length)[:, : length // 2 * 2]
     return rows.reshape(-1, 2)
 

@@ -43,6 +43,7 @@ class Choices:
     rounding: str = "gram"
     bias_correction: bool = True
     pair_limit: int = 0
+    pairs_by_pixel: bool = False
     power_of_two: bool = False
     per_channel: bool = True
     off_middle: bool = False
@@ -129,6 +130,7 @@ def quantized_layer(layer: LayerMatrix, gram: Gram | None, input_scale: float, c
         method=choices.weight_ranges,
         pair_limit=limit,
         reduction=layer.reduction,
+        by_pixel=choices.pairs_by_pixel,
         importance=importance,
         clamp=by_gram,
     )
@@ -145,7 +147,8 @@ def quantized_layer(layer: LayerMatrix, gram: Gram | None, input_scale: float, c
     by_row = _of_rows(grid, len(rows))
     integers = layer.rows(grid.quantize(layer.array))
     if by_gram:
-        pairs = pair_columns(layer.array.shape, layer.axis, layer.reduction) if limit else None
+        by_pixel = choices.pairs_by_pixel
+        pairs = pair_columns(layer.array.shape, layer.axis, layer.reduction, by_pixel=by_pixel) if limit else None
         sweeps = _SWEEPS if by_row.qmax - by_row.qmin < _FEW_LEVELS else 0
         integers = round_to_grid(rows, second, by_row, sweeps=sweeps, pairs=pairs, pair_limit=limit)
     rounded = by_row.dequantize(integers)
@@ -188,6 +191,7 @@ def chosen(facts: Quantization, **given: Any) -> Choices:
         symmetric=facts.activations_symmetric,
         weights=facts.weights,
         pair_limit=facts.pair_limit,
+        pairs_by_pixel=facts.pairs_by_pixel,
         power_of_two=facts.power_of_two,
         per_channel=facts.per_channel,
         off_middle=facts.off_middle,

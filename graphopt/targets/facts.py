@@ -47,7 +47,8 @@ class Quantization:
     between.
     ``needs_output`` names the operators whose integer kernel writes integers only. ``pair_limit`` is the largest sum of
     two neighbouring weights along the reduction axis that the 8-bit kernel can multiply with 255 without saturating, 0
-    where it never does. ``product`` is an operator, domain::name, for a product of integers with a bias in floats,
+    where it never does; ``pairs_by_pixel`` tells that neighbours are channels of one pixel always, so that of an odd
+    number the last has none. ``product`` is an operator, domain::name, for a product of integers with a bias in floats,
     if the runtime does not merge the bias by itself.
 
     ``every_edge`` tells that a value without a Q/DQ pair makes what touches it compute in floats, so that each operator
@@ -76,6 +77,7 @@ class Quantization:
     wide_products: str = ""
     wide_biased: frozenset[str] = frozenset()
     pair_limit: int = 0
+    pairs_by_pixel: bool = False
     every_edge: bool = False
     power_of_two: bool = False
     bias_zero_point: bool = False

@@ -294,3 +294,9 @@ def test_a_pair_gives_way_where_it_costs_least(a, b, cost, off):
     ]
     assert clamped[0] * clamped[1] <= 0 or abs(clamped.sum()) <= 100
     assert price(*clamped) <= min(allowed) * (1 + 1e-9) + 1e-9
+
+
+def test_the_last_of_an_odd_number_of_channels_has_no_neighbour_where_pairs_end_with_a_pixel():
+    assert pair_columns((2, 3, 1, 2)).tolist() == [[0, 2], [4, 1], [3, 5]]
+    assert pair_columns((2, 3, 1, 2), by_pixel=True).tolist() == [[0, 2], [1, 3]]
+    assert pair_columns((2, 1, 3, 3), by_pixel=True).tolist() == []
