@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.analysis import Shapes
-from graphopt.ir import Model, Node, constant
+from graphopt.ir import Model, Node, attr, constant
 from graphopt.ir.query import static_shape
 from graphopt.pipeline import Changes, Pass, PassContext, option
 from graphopt.quantization.layers import unfold_of
@@ -80,11 +80,8 @@ class PackPixels(Pass):
 def _may_gain(node: Node, weights: NDArray[Any], together: int) -> bool:
     if weights.ndim != 4 or _BLOCK**2 * weights.shape[1] > together:
         return False
-    found = node.attributes
-    strides = list(found["strides"].as_ints()) if "strides" in found else [1, 1]
-    dilated = "dilations" in found and any(step != 1 for step in found["dilations"].as_ints())
-    alone = "group" not in found or found["group"].as_int() == 1
-    return strides == [_BLOCK, _BLOCK] and alone and not dilated
+    strided = list(attr(node, "strides", [1, 1])) == [_BLOCK, _BLOCK]
+    return strided and attr(node, "group", 1) == 1 and list(attr(node, "dilations", [1, 1])) == [1, 1]
 
 
 def _axes(node: Node, weights: NDArray[Any]) -> tuple[_Axis, _Axis] | None:
